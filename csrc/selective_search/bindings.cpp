@@ -1,0 +1,189 @@
+// Python's door to Selective Search; predet/ops/selective_search.py prepares the colour images.
+#include "bindings.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../common/checks.h"
+#include "search.h"
+
+namespace py = pybind11;
+
+namespace predet {
+namespace selective_search {
+namespace {
+
+template <typename T>
+using Array = py::array_t<T, py::array::c_style>;
+
+// The regions of one colour image, kept on this side between the two steps.
+struct ColorRegions {
+  std::vector<Regions> of_k;
+};
+
+std::string shape_of(const py::array& array) {
+  std::string text = "(";
+  for (py::ssize_t i = 0; i < array.ndim(); ++i) {
+    text += (i > 0 ? ", " : "") + std::to_string(array.shape(i));
+  }
+  return text + ")";
+}
+
+void require_shape(const py::array& array, const std::vector<int64_t>& shape, const char* name) {
+  bool same = size_t(array.ndim()) == shape.size();
+  for (size_t i = 0; same && i < shape.size(); ++i) {
+    same = array.shape(py::ssize_t(i)) == shape[i];
+  }
+  require(same, std::string(name) + " has the wrong shape " + shape_of(array));
+}
+
+ColorImage color_image(const Array<uint8_t>& values, const Array<float>& smoothed,
+                       const Array<float>* derivatives) {
+  require(values.ndim() == 3, "a colour image must be (H, W, C), got " + shape_of(values));
+  const int64_t height = values.shape(0), width = values.shape(1), channels = values.shape(2);
+  require(channels == 1 || channels == 3,
+          "a colour image must have 1 or 3 channels, got " + std::to_string(channels));
+  require(height >= 1 && width >= 1 && height <= kLongestSide && width <= kLongestSide &&
+              height * width <= kMostPixels,
+          "an image must have at least 1 and at most 2^26 pixels and sides up to 65535, got " +
+              std::to_string(height) + " x " + std::to_string(width));
+  require_shape(smoothed, {height, width, channels}, "the smoothed image");
+  if (derivatives != nullptr) {
+    require_shape(*derivatives, {channels, 4, height, width}, "the derivatives");
+  }
+  return {values.data(),   smoothed.data(), derivatives != nullptr ? derivatives->data() : nullptr,
+          int32_t(height), int32_t(width),  int32_t(channels)};
+}
+
+SegmentSettings segment_settings(const std::vector<float>& k, int64_t min_size, bool with_color,
+                                 bool fused) {
+  require(!k.empty(), "at least one k is needed");
+  for (size_t i = 0; i < k.size(); ++i) {
+    require(std::isfinite(k[i]) && k[i] > 0 && (i == 0 || k[i] >= k[i - 1]),
+            "the values of k must be positive and ascending");
+  }
+  require(min_size >= 0 && min_size <= kMostPixels, "min_size must be 0 to 2^26 pixels");
+  return {k, int32_t(min_size), with_color, fused};
+}
+
+std::unique_ptr<ColorRegions> regions_of(const Array<uint8_t>& values, const Array<float>& smoothed,
+                                         const py::object& derivatives, const std::vector<float>& k,
+                                         int64_t min_size, bool with_color, bool fused,
+                                         int64_t threads) {
+  Array<float> planes;
+  if (!derivatives.is_none()) planes = py::cast<Array<float>>(derivatives);
+  const ColorImage image =
+      color_image(values, smoothed, derivatives.is_none() ? nullptr : &planes);
+  const SegmentSettings settings = segment_settings(k, min_size, with_color, fused);
+  const int workers = thread_count(threads);
+  auto result = std::make_unique<ColorRegions>();
+  py::gil_scoped_release unlocked;
+  result->of_k = find_regions(image, settings, workers);
+  return result;
+}
+
+Array<int32_t> labels_of(const Array<float>& smoothed, const std::vector<float>& k,
+                         int64_t min_size) {
+  require(smoothed.ndim() == 3, "the smoothed image must be (H, W, C), got " + shape_of(smoothed));
+  const Array<uint8_t> values({smoothed.shape(0), smoothed.shape(1), smoothed.shape(2)});
+  const ColorImage image = color_image(values, smoothed, nullptr);
+  const SegmentSettings settings = segment_settings(k, min_size, false, false);
+  Array<int32_t> labels({int64_t(k.size()), int64_t(image.height), int64_t(image.width)});
+  int32_t* label = labels.mutable_data();
+  py::gil_scoped_release unlocked;
+  const Segmentation segmentation =
+      segment({image.smoothed, image.height, image.width, image.channels}, k, settings.min_size);
+  for (const std::vector<int32_t>& region_of_atom : segmentation.region_of_atom) {
+    for (const int32_t atom : segmentation.atom_of_pixel) *label++ = region_of_atom[size_t(atom)];
+  }
+  return labels;
+}
+
+template <typename T>
+Array<T> copied(const std::vector<T>& values) {
+  Array<T> array(py::ssize_t(values.size()));
+  if (!values.empty()) std::memcpy(array.mutable_data(), values.data(), values.size() * sizeof(T));
+  return array;
+}
+
+py::tuple to_python(const Boxes& found) {
+  Array<float> boxes({py::ssize_t(found.boxes.size()), py::ssize_t(4)});
+  float* number = boxes.mutable_data();
+  for (const Box& box : found.boxes) {
+    for (const int32_t side : {box.x1, box.y1, box.x2, box.y2}) *number++ = float(side);
+  }
+  return py::make_tuple(boxes, copied(found.levels), copied(found.first), found.ties);
+}
+
+// (colour, fill, texture, size): what a strategy looks at
+using Parts = std::array<bool, 4>;
+
+std::vector<Strategy> strategies_of(const std::vector<Parts>& parts) {
+  require(!parts.empty(), "at least one strategy is needed");
+  std::vector<Strategy> strategies;
+  for (const Parts& on : parts) {
+    require(on[0] || on[1] || on[2] || on[3], "a strategy must look at something");
+    strategies.push_back({on[0], on[1], on[2], on[3]});
+  }
+  return strategies;
+}
+
+py::list boxes_of(const std::vector<std::vector<const ColorRegions*>>& images,
+                  const std::vector<Parts>& parts, bool std_sort_ties, int64_t threads) {
+  const std::vector<Strategy> strategies = strategies_of(parts);
+  std::vector<std::vector<const Regions*>> regions;
+  for (const auto& image : images) {
+    regions.emplace_back();
+    for (const ColorRegions* colors : image) {
+      require(colors != nullptr, "regions must not be None");
+      for (const Regions& of_k : colors->of_k) {
+        for (const Strategy& strategy : strategies) {
+          require((!strategy.color || of_k.color_bins > 0) &&
+                      (!strategy.texture || of_k.texture_bins > 0),
+                  "a strategy looks at what was not measured");
+        }
+        regions.back().push_back(&of_k);
+      }
+    }
+  }
+  const TieRule rule = std_sort_ties ? TieRule::std_sort : TieRule::newest;
+  const int workers = thread_count(threads);
+  std::vector<Boxes> found;
+  {
+    py::gil_scoped_release unlocked;
+    found = find_boxes(regions, strategies, rule, workers);
+  }
+  py::list results;
+  for (const Boxes& boxes : found) results.append(to_python(boxes));
+  return results;
+}
+
+std::vector<int32_t> ambiguous(const ColorRegions& colors) {
+  std::vector<int32_t> counts;
+  for (const Regions& regions : colors.of_k) counts.push_back(regions.ambiguous);
+  return counts;
+}
+
+}  // namespace
+
+void bind(py::module_& module) {
+  py::class_<ColorRegions>(module, "SelectiveSearchRegions")
+      .def_property_readonly("ambiguous", &ambiguous);
+  module.def("selective_search_regions", &regions_of, py::arg("values"), py::arg("smoothed"),
+             py::arg("derivatives"), py::arg("k"), py::arg("min_size"), py::arg("with_color"),
+             py::arg("fused"), py::arg("threads"));
+  module.def("selective_search_labels", &labels_of, py::arg("smoothed"), py::arg("k"),
+             py::arg("min_size"));
+  module.def("selective_search_boxes", &boxes_of, py::arg("images"), py::arg("strategies"),
+             py::arg("std_sort_ties"), py::arg("threads"));
+}
+
+}  // namespace selective_search
+}  // namespace predet

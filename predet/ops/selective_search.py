@@ -1,0 +1,392 @@
+"""Selective Search (Uijlings et al., IJCV 2013): class-agnostic boxes from grouping regions.
+
+A search is done for several colour spaces, sizes `k` of the first regions, and strategies (what
+makes two regions similar). Modes, defaults and arithmetic are those of
+`cv2.ximgproc.segmentation`, and so is the set of boxes: colour conversion, smoothing and
+derivatives are OpenCV's own, the rest is csrc/selective_search.
+
+OpenCV orders the boxes by random x level, where the level counts the merges below a region, and
+draws from a generator that nobody can seed. Here all levels of a box are kept, and `rank` draws the
+order from a seed, as often as wanted, without another search.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any, Literal, NamedTuple, overload
+
+import cv2
+import numpy as np
+
+from predet.ops import extension
+
+logger = logging.getLogger(__name__)
+
+ColorSpace = Literal["hsv", "lab", "gray", "hue", "rgi"]
+Similarity = Literal["color", "fill", "texture", "size"]
+Mode = Literal["single", "fast", "quality"]
+
+SIMILARITIES: tuple[Similarity, ...] = ("color", "fill", "texture", "size")
+MAX_PIXELS = 1 << 26
+MAX_SIDE = 65535
+
+
+class Regions(NamedTuple):
+    """The boxes of one image: N distinct ones, ascending by x1, y1, x2, y2.
+
+    Several searches make the same box, each at a level: 1 for a region of a first segmentation,
+    else one more than the higher of the two regions that were merged. The M levels of all boxes lie
+    one after the other in `all_levels`, those of box i at `first[i]:first[i + 1]`, ascending.
+    """
+
+    boxes: np.ndarray  # (N, 4) float32 absolute xyxy, whole numbers
+    levels: np.ndarray  # (N,) int32, the lowest level of each box
+    all_levels: np.ndarray  # (M,) int32
+    first: np.ndarray  # (N + 1,) int64
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """What a search consists of: every colour space x every k x every strategy.
+
+    Attributes:
+        k: sizes of the first regions; larger gives fewer and larger regions. Ascending, positive.
+        strategies: the similarities that each strategy adds up, with equal weights.
+        sigma: standard deviation of the smoothing, in pixels.
+        min_size: first regions with fewer pixels are joined to a neighbour.
+    """
+
+    color_spaces: tuple[ColorSpace, ...]
+    k: tuple[float, ...]
+    strategies: tuple[tuple[Similarity, ...], ...]
+    sigma: float = 0.8
+    min_size: int = 100
+
+    def __post_init__(self) -> None:
+        if not self.color_spaces or not self.strategies:
+            raise ValueError("a search needs at least one colour space and one strategy")
+        for space in self.color_spaces:
+            if space not in _CONVERSIONS:
+                raise ValueError(
+                    f"color_spaces must be among {tuple(_CONVERSIONS)}, got {space!r}"
+                )
+        for strategy in self.strategies:
+            unknown = set(strategy) - set(SIMILARITIES)
+            if not strategy or unknown or len(set(strategy)) < len(strategy):
+                raise ValueError(
+                    f"a strategy must name some of {SIMILARITIES}, each once, got {strategy!r}"
+                )
+        ascending = all(a <= b for a, b in zip(self.k, self.k[1:], strict=False))
+        if not self.k or not ascending or not all(0 < k < float("inf") for k in self.k):
+            raise ValueError(f"k must be positive numbers in ascending order, got {self.k}")
+        if not 0 < self.sigma < 100:
+            raise ValueError(f"sigma must be above 0 and below 100 pixels, got {self.sigma}")
+        if not 0 <= self.min_size <= MAX_PIXELS:
+            raise ValueError(f"min_size must be 0 to 2^26 pixels, got {self.min_size}")
+
+
+_ALL: tuple[Similarity, ...] = SIMILARITIES
+_WITHOUT_COLOR: tuple[Similarity, ...] = ("fill", "texture", "size")
+
+
+def mode_settings(mode: Mode, *, base_k: float | None = None, inc_k: float = 150) -> SearchSettings:
+    """OpenCV's settings of a mode.
+
+    Args:
+        mode: "single" (1 grouping), "fast" (12) or "quality" (100).
+        base_k: first k; None is 200 for "single", else 150.
+        inc_k: step to the next k; "fast" has three, "quality" five.
+
+    Raises:
+        ValueError: an unknown mode, or a k that is not positive.
+    """
+    first = base_k if base_k is not None else (200 if mode == "single" else 150)
+    if mode == "single":
+        return SearchSettings(color_spaces=("hsv",), k=(first,), strategies=(_ALL,))
+    if mode == "fast":
+        return SearchSettings(
+            color_spaces=("hsv", "lab"),
+            k=tuple(first + i * inc_k for i in range(3)),
+            strategies=(_ALL, _WITHOUT_COLOR),
+        )
+    if mode == "quality":
+        return SearchSettings(
+            color_spaces=("hsv", "lab", "gray", "hue", "rgi"),
+            k=tuple(first + i * inc_k for i in range(5)),
+            strategies=(_ALL, _WITHOUT_COLOR, ("fill",), ("size",)),
+        )
+    raise ValueError(f"mode must be 'single', 'fast' or 'quality', got {mode!r}")
+
+
+@overload
+def selective_search(
+    images: np.ndarray,
+    *,
+    mode: Mode = ...,
+    settings: SearchSettings | None = ...,
+    channel_order: Literal["rgb", "bgr"] = ...,
+    tie_rule: Literal["newest", "std_sort"] = ...,
+    threads: int = ...,
+) -> Regions: ...
+
+
+@overload
+def selective_search(
+    images: Sequence[np.ndarray],
+    *,
+    mode: Mode = ...,
+    settings: SearchSettings | None = ...,
+    channel_order: Literal["rgb", "bgr"] = ...,
+    tie_rule: Literal["newest", "std_sort"] = ...,
+    threads: int = ...,
+) -> list[Regions]: ...
+
+
+def selective_search(
+    images: np.ndarray | Sequence[np.ndarray],
+    *,
+    mode: Mode = "fast",
+    settings: SearchSettings | None = None,
+    channel_order: Literal["rgb", "bgr"] = "rgb",
+    tie_rule: Literal["newest", "std_sort"] = "newest",
+    threads: int = 1,
+) -> Regions | list[Regions]:
+    """All boxes of an image, or of each of several images.
+
+    The boxes do not depend on `threads`. Without the native extension OpenCV's own search runs,
+    which does not tell the levels: all are then 1.
+
+    Args:
+        images: (H, W, 3) uint8, or a sequence of such images of any sizes.
+        mode: OpenCV's choice of colour spaces, k and strategies; see `mode_settings`.
+        settings: instead of a mode.
+        channel_order: order of the images' channels. "bgr" for RGB images swaps red and blue, as
+            code does that hands an image from Pillow to OpenCV (DETReg's).
+        tie_rule: which of several equally similar pairs is merged first: the newest, or the one
+            that `std::sort` happens to leave last in OpenCV's list, which takes much longer.
+        threads: how many to use; images, colour spaces, k and strategies are shared out.
+
+    Raises:
+        ValueError: an image of another shape or type, without pixels or with more than 2^26, or
+            settings that are not possible.
+    """
+    settings = settings if settings is not None else mode_settings(mode)
+    if channel_order not in ("rgb", "bgr"):
+        raise ValueError(f"channel_order must be 'rgb' or 'bgr', got {channel_order!r}")
+    if tie_rule not in ("newest", "std_sort"):
+        raise ValueError(f"tie_rule must be 'newest' or 'std_sort', got {tie_rule!r}")
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    single = isinstance(images, np.ndarray)
+    batch = [images] if isinstance(images, np.ndarray) else list(images)
+    for image in batch:
+        _check_image(image)
+    if not extension.available("selective_search"):
+        found = [_opencv_regions(image, settings, channel_order) for image in batch]
+    else:
+        found = _native_search(batch, settings, channel_order, tie_rule, threads)
+    return found[0] if single else found
+
+
+def rank(regions: Regions, seed: int | Sequence[int]) -> np.ndarray:
+    """Draw OpenCV's order of the boxes -> (N,) indices into `regions.boxes`, best first.
+
+    Each time that a box was made draws a number in [0, 1) and multiplies it with its level; the
+    lowest counts. So regions of the first segmentations tend to come first. The order is a pure
+    function of the regions and the seed.
+
+    Args:
+        seed: what `numpy.random.default_rng` takes, for instance (seed, epoch, image).
+    """
+    if len(regions.boxes) == 0:
+        return np.zeros(0, dtype=np.int64)
+    drawn = np.random.default_rng(seed).random(len(regions.all_levels)) * regions.all_levels
+    return np.argsort(np.minimum.reduceat(drawn, regions.first[:-1]), kind="stable")
+
+
+def to_rows(regions: Regions, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes and levels as the rows of a box store, from which `from_rows` makes the regions again.
+
+    First each box in the given order with its lowest level, then, for boxes that were made more
+    than once, the box again with each further level. So the first N rows are the boxes, best
+    first, and all rows together keep what `rank` needs.
+
+    Returns:
+        boxes (M, 4) float32 and levels (M,) float32.
+    """
+    times = np.diff(regions.first)
+    box_of_level = np.repeat(np.arange(len(times)), times)
+    further = np.ones(len(box_of_level), dtype=bool)
+    further[regions.first[:-1]] = False
+    index = np.concatenate([order, box_of_level[further]])
+    levels = np.concatenate([regions.levels[order], regions.all_levels[further]])
+    return regions.boxes[index], levels.astype(np.float32)
+
+
+def from_rows(boxes: np.ndarray, levels: np.ndarray) -> Regions:
+    """The regions that `to_rows` made rows of, in any order of rows.
+
+    Args:
+        boxes: (M, 4) absolute xyxy.
+        levels: (M,) whole numbers from 1.
+    """
+    boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
+    order = np.lexsort((levels, *boxes.T[::-1]))
+    boxes, levels = boxes[order], np.asarray(levels)[order].astype(np.int32)
+    new = np.ones(len(boxes), dtype=bool)
+    new[1:] = (boxes[1:] != boxes[:-1]).any(axis=1)
+    first = np.append(np.flatnonzero(new), len(boxes)).astype(np.int64)
+    return Regions(boxes[new], levels[new], levels, first)
+
+
+def _check_image(image: Any) -> None:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        got = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"images must be uint8 arrays, got {got}")
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"images must be (H, W, 3), got {image.shape}")
+    height, width = image.shape[:2]
+    if min(height, width) < 1 or max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
+        raise ValueError(
+            f"images must have 1 to 2^26 pixels and sides up to {MAX_SIDE}, got {height} x {width}"
+        )
+
+
+def _native_search(
+    images: list[np.ndarray],
+    settings: SearchSettings,
+    channel_order: str,
+    tie_rule: str,
+    threads: int,
+) -> list[Regions]:
+    native = extension.native()
+    jobs: list[Callable[[], Any]] = []
+    inner = max(1, threads // max(1, len(images) * len(settings.color_spaces)))
+    for image in images:
+        for space in settings.color_spaces:
+            jobs.append(partial(_color_regions, image, space, settings, channel_order, inner))
+    regions = _run(jobs, threads)
+    count = len(settings.color_spaces)
+    of_image = [regions[i * count : (i + 1) * count] for i in range(len(images))]
+    strategies = [[name in strategy for name in SIMILARITIES] for strategy in settings.strategies]
+    found = native.selective_search_boxes(of_image, strategies, tie_rule == "std_sort", threads)
+    return [
+        Regions(boxes, all_levels[first[:-1]], all_levels, first)
+        for boxes, all_levels, first, _ in found
+    ]
+
+
+def _run(jobs: list[Callable[[], Any]], threads: int) -> list[Any]:
+    """Results of the jobs, which mostly run outside Python's lock."""
+    if threads == 1 or len(jobs) == 1:
+        return [job() for job in jobs]
+    with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
+        return list(pool.map(lambda job: job(), jobs))
+
+
+def _color_regions(
+    image: np.ndarray, space: ColorSpace, settings: SearchSettings, channel_order: str, threads: int
+) -> Any:
+    """The first regions of one colour image, for every k."""
+    values = _CONVERSIONS[space](image, channel_order == "bgr")
+    similarities = {name for strategy in settings.strategies for name in strategy}
+    derivatives = _derivatives(values) if "texture" in similarities else None
+    values = values.reshape(*values.shape[:2], -1)
+    return extension.native().selective_search_regions(
+        values,
+        smooth(values, settings.sigma),
+        derivatives,
+        list(settings.k),
+        settings.min_size,
+        "color" in similarities,
+        _opencv_fuses(),
+        threads,
+    )
+
+
+def smooth(values: np.ndarray, sigma: float) -> np.ndarray:
+    """(H, W, C) uint8 -> (H, W, C) float32, smoothed as OpenCV's graph segmentation does it."""
+    sigma = float(np.float32(sigma))  # OpenCV's parameter is a float
+    smoothed = cv2.GaussianBlur(values.astype(np.float32), (0, 0), sigma, sigmaY=sigma)
+    return smoothed.reshape(values.shape)
+
+
+def _derivatives(values: np.ndarray) -> np.ndarray:
+    """Scharr derivatives in four directions: (H, W[, C]) uint8 -> (C, 4, H, W) float32.
+
+    In x and y of the image, and of the image turned by 45 degrees, turned back. All by OpenCV,
+    whose interpolation could not be repeated to the last bit otherwise.
+    """
+    height, width = values.shape[:2]
+    planes = cv2.split(values)
+    result = np.empty((len(planes), 4, height, width), dtype=np.float32)
+    center = (width / 2, height / 2)
+    turn = cv2.getRotationMatrix2D(center, 45.0, 1.0)
+    box = cv2.RotatedRect(center, (width, height), 45.0).boundingRect()
+    turn[:, 2] += (box[2] / 2 - center[0], box[3] / 2 - center[1])
+    turned_size = (box[2], box[3])
+    turned_center = (box[2] // 2, box[3] // 2)
+    turn_back = cv2.getRotationMatrix2D(turned_center, -45.0, 1.0)
+    whole = cv2.RotatedRect(turned_center, turned_size, -45.0).boundingRect()
+    left, top = max(0, (box[2] - width) // 2), max(0, (box[3] - height) // 2)
+    # OpenCV turns back more than it then cuts out. The columns past a multiple of 64 may be rounded
+    # differently from the others, so the cut must not put them elsewhere.
+    columns = -(-(left + width) // 64) * 64
+    columns, rows = (columns, top + height) if columns + 64 <= whole[2] else (whole[2], whole[3])
+    for plane, of_plane in zip(planes, result, strict=True):
+        turned = cv2.warpAffine(plane, turn, turned_size)
+        for axis in range(2):
+            cv2.Scharr(plane, cv2.CV_32F, 1 - axis, axis, dst=of_plane[axis])
+            derivative = cv2.Scharr(turned, cv2.CV_32F, 1 - axis, axis)
+            back = cv2.warpAffine(derivative, turn_back, (columns, rows))
+            of_plane[2 + axis] = back[top : top + height, left : left + width]
+    return result
+
+
+@cache
+def _opencv_fuses() -> bool:
+    """Whether OpenCV scales to bytes with fused multiply-adds on this processor.
+
+    Of the numbers from -180 to 0, scaled to 0 .. 255, some lie half-way between two bytes; which
+    way they go tells.
+    """
+    values = np.arange(-4080, 1, dtype=np.float32)
+    bytes_ = cv2.normalize(values, None, 0, 255, cv2.NORM_MINMAX, dtype=cv2.CV_8U).ravel()
+    factor = np.float32(255 / 4080)
+    separate = np.rint(values * factor + np.float32(255))
+    return not np.array_equal(separate, bytes_)
+
+
+def _hsv(image: np.ndarray, swapped: bool) -> np.ndarray:
+    return cv2.cvtColor(image, cv2.COLOR_BGR2HSV if swapped else cv2.COLOR_RGB2HSV)
+
+
+def _lab(image: np.ndarray, swapped: bool) -> np.ndarray:
+    return cv2.cvtColor(image, cv2.COLOR_BGR2Lab if swapped else cv2.COLOR_RGB2Lab)
+
+
+def _gray(image: np.ndarray, swapped: bool) -> np.ndarray:
+    return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY if swapped else cv2.COLOR_RGB2GRAY)
+
+
+def _hue(image: np.ndarray, swapped: bool) -> np.ndarray:
+    return np.ascontiguousarray(_hsv(image, swapped)[..., 0])
+
+
+def _rgi(image: np.ndarray, swapped: bool) -> np.ndarray:
+    """Red, green and intensity."""
+    red = image[..., 2 if swapped else 0]
+    return np.dstack([red, image[..., 1], _gray(image, swapped)])
+
+
+_CONVERSIONS: dict[str, Callable[[np.ndarray, bool], np.ndarray]] = {
+    "hsv": _hsv,
+    "lab": _lab,
+    "gray": _gray,
+    "hue": _hue,
+    "rgi": _rgi,
+}
