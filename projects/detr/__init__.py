@@ -1,0 +1,5 @@
+"""DETR."""
+
+from predet.projects.detr.modeling import DETR
+
+__all__ = ["DETR"]

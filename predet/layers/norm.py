@@ -1,0 +1,90 @@
+"""Normalisation layers by name, and batch normalisation whose statistics never change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+NormName = Literal["frozen_bn", "bn", "sync_bn", "gn"]
+
+GROUPS = 32  # of every group normalisation (Wu and He, 2018)
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch normalisation with fixed statistics and a fixed affine map, all of them buffers.
+
+    Keys are those of `nn.BatchNorm2d`, less `num_batches_tracked`, which is dropped on loading.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(num_features))
+        self.register_buffer("bias", torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> same shape and dtype."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        # In the dtype of x: under autocast fp32 factors would turn every activation into fp32.
+        scale, shift = scale.to(x.dtype)[:, None, None], shift.to(x.dtype)[:, None, None]
+        return (x * scale).add_(shift)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}"
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
+        state_dict.pop(prefix + "num_batches_tracked", None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def norm_layer(name: NormName) -> Callable[[int], nn.Module]:
+    """A constructor that takes the number of channels.
+
+    Raises:
+        ValueError: `name` is unknown; or, from the constructor of "gn", channels that do not
+            divide into 32 groups.
+    """
+    constructors: dict[str, Callable[[int], nn.Module]] = {
+        "frozen_bn": FrozenBatchNorm2d,
+        "bn": nn.BatchNorm2d,
+        "sync_bn": nn.SyncBatchNorm,
+        "gn": group_norm,
+    }
+    if name not in constructors:
+        raise ValueError(f"norm must be one of {sorted(constructors)}, got {name!r}")
+    return constructors[name]
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation with 32 groups.
+
+    Raises:
+        ValueError: channels do not divide into 32 groups.
+    """
+    if channels % GROUPS != 0:
+        raise ValueError(
+            f"group normalisation has {GROUPS} groups: the number of channels (hidden_dim) must be "
+            f"a multiple of {GROUPS}, got {channels}"
+        )
+    return nn.GroupNorm(GROUPS, channels)
+
+
+def freeze_batch_norm(module: nn.Module) -> nn.Module:
+    """Turn every batch normalisation inside into `FrozenBatchNorm2d` of the same values.
+
+    Returns the module itself, or the replacement where it is a batch normalisation itself.
+    """
+    if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
+        frozen = FrozenBatchNorm2d(module.num_features, module.eps)
+        frozen.load_state_dict(module.state_dict())
+        return frozen
+    for name, child in module.named_children():
+        setattr(module, name, freeze_batch_norm(child))
+    return module

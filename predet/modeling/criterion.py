@@ -1,0 +1,147 @@
+"""The set loss of DETR (section 3.1) and of Deformable DETR, for all layers at once.
+
+Deviations from the papers: none. Losses come out weighted; the weight of a repeated loss is that
+of its base name, so `loss_bbox_3` and `loss_bbox_enc` weigh as `loss_bbox`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
+
+from predet.modeling.matcher import HungarianMatcher, Matches
+from predet.modeling.outputs import DetectorOutput
+from predet.modeling.targets import Targets
+from predet.ops.boxes import cxcywh_to_xyxy, generalized_box_iou
+
+LOSSES = ("loss_class", "loss_bbox", "loss_giou")
+
+
+class SetCriterion(nn.Module):
+    """Matches predictions to targets and returns the weighted losses of every decoder layer.
+
+    The last layer's losses carry the base names, those of layer i before it the suffix `_i`, those
+    of encoder proposals (two-stage detectors) `_enc`. Box losses are divided by the number of
+    boxes averaged over all processes, at least 1; so is the focal loss. The softmax loss is the
+    weighted mean over the queries of this process.
+
+    Args:
+        matcher: decides which query answers for which target; its `classification` is ours too.
+        weights: of `loss_class`, `loss_bbox`, `loss_giou`.
+        no_object_weight: class weight of "no object" in the softmax loss.
+        focal_alpha: of the focal loss.
+        focal_gamma: of the focal loss.
+    """
+
+    def __init__(
+        self,
+        *,
+        matcher: HungarianMatcher,
+        weights: Mapping[str, float],
+        no_object_weight: float = 0.1,
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+    ) -> None:
+        super().__init__()
+        if set(weights) != set(LOSSES):
+            raise ValueError(f"weights must name {LOSSES}, got {sorted(weights)}")
+        self.matcher = matcher
+        self.weights = dict(weights)
+        self.no_object_weight = no_object_weight
+        self.focal_alpha = focal_alpha
+        self.focal_gamma = focal_gamma
+
+    @property
+    def classification(self) -> str:
+        """ "softmax" or "focal", what the logits mean."""
+        return self.matcher.classification
+
+    def forward(
+        self, output: DetectorOutput, targets: Targets, matches: Matches | None = None
+    ) -> dict[str, Tensor]:
+        """Weighted losses by name, scalars in fp32.
+
+        Args:
+            output: of the detector, on the whole batch.
+            targets: of the same images.
+            matches: of the decoder layers where the caller has them already, for a loss of its own.
+        """
+        num_boxes = average_num_boxes(targets, output.boxes.device)
+        if matches is None:
+            matches = self.match(output, targets)
+        per_layer = self._losses(output.logits, output.boxes, targets, matches, num_boxes)
+        last = len(output.boxes) - 1
+        losses = {
+            name if layer == last else f"{name}_{layer}": value
+            for name, values in per_layer.items()
+            for layer, value in enumerate(values)
+        }
+        if output.encoder is not None:
+            logits, boxes = output.encoder.logits[None], output.encoder.boxes[None]
+            objects = targets.of_class_zero()
+            matches = self.matcher(logits, boxes, objects)
+            encoder = self._losses(logits, boxes, objects, matches, num_boxes)
+            losses |= {f"{name}_enc": values[0] for name, values in encoder.items()}
+        return {name: self.weights[base_name(name)] * value for name, value in losses.items()}
+
+    def match(self, output: DetectorOutput, targets: Targets) -> Matches:
+        """The matching of all decoder layers."""
+        return self.matcher(output.logits, output.boxes, targets)
+
+    def _losses(
+        self, logits: Tensor, boxes: Tensor, targets: Targets, matches: Matches, num_boxes: Tensor
+    ) -> dict[str, Tensor]:
+        """Losses before weighting, each (L,), of logits (L, B, Q, K) and boxes (L, B, Q, 4)."""
+        layer = torch.arange(len(boxes), device=boxes.device)[:, None]
+        index = (layer, matches.image[None], matches.query)
+        with torch.autocast(boxes.device.type, enabled=False):
+            classes = targets.classes[matches.target]
+            if self.classification == "softmax":
+                loss_class = self._softmax_loss(logits.float(), index, classes)
+            else:
+                loss_class = self._focal_loss(logits.float(), index, classes) / num_boxes
+            # Of no pair at all these sums are zero, and still lead back to the box heads.
+            predicted, wanted = boxes.float()[index], targets.boxes[matches.target]  # (L, P, 4)
+            l1 = F.l1_loss(predicted, wanted, reduction="none").sum(dim=(1, 2))
+            giou = generalized_box_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))
+            return {
+                "loss_class": loss_class,
+                "loss_bbox": l1 / num_boxes,
+                "loss_giou": (1 - giou).sum(dim=1) / num_boxes,
+            }
+
+    def _softmax_loss(self, logits: Tensor, index: tuple[Tensor, ...], classes: Tensor) -> Tensor:
+        """Cross-entropy, the last column being "no object"; mean weighted by class weights."""
+        no_object = logits.shape[-1] - 1
+        wanted = torch.full(logits.shape[:3], no_object, device=logits.device)
+        wanted[index] = classes
+        weight = torch.ones(logits.shape[-1], device=logits.device)
+        weight[no_object] = self.no_object_weight
+        loss = F.cross_entropy(logits.permute(0, 3, 1, 2), wanted, weight, reduction="none")
+        return loss.sum(dim=(1, 2)) / weight[wanted].sum(dim=(1, 2))
+
+    def _focal_loss(self, logits: Tensor, index: tuple[Tensor, ...], classes: Tensor) -> Tensor:
+        """Sum over queries and classes; a query without a target is no class at all."""
+        wanted = torch.zeros_like(logits)
+        wanted[(*index, classes)] = 1
+        loss = sigmoid_focal_loss(logits, wanted, alpha=self.focal_alpha, gamma=self.focal_gamma)
+        return loss.sum(dim=(1, 2, 3))
+
+
+def base_name(name: str) -> str:
+    """The loss that a repeated one repeats: "loss_bbox_4" -> "loss_bbox"."""
+    return re.sub(r"_(\d+|enc)$", "", name)
+
+
+def average_num_boxes(targets: Targets, device: torch.device) -> Tensor:
+    """Targets of the batch, averaged over all processes, at least 1; a scalar on `device`."""
+    total = torch.tensor(float(sum(targets.counts)), device=device)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(total)
+        total = total / torch.distributed.get_world_size()
+    return total.clamp(min=1)

@@ -1,0 +1,108 @@
+"""What all detectors of the DETR family share: the batch contract around `detect`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from predet.d2 import Instances
+from predet.modeling.criterion import SetCriterion
+from predet.modeling.images import PIXEL_MEAN, PIXEL_STD, ImageBatch, ImageNormalizer
+from predet.modeling.outputs import DetectorOutput, Queries
+from predet.modeling.postprocess import best_per_query, original_sizes
+from predet.modeling.targets import Targets, prepare_targets
+
+Condition = Callable[[Queries], Queries]
+
+
+class Detector(nn.Module):
+    """A meta-architecture: losses of a batch in training, detections of it otherwise.
+
+    A subclass has `class_head` and `box_head` and says how it detects and post-processes.
+
+    Args:
+        backbone: maps (B, 3, H, W) to a tuple of feature maps; has `channels` and `strides`.
+        criterion: weighted losses of a `DetectorOutput` and `Targets`.
+        num_classes: contiguous classes, without "no object".
+        pixel_mean: RGB means in 0..255.
+        pixel_std: RGB standard deviations in 0..255.
+        size_divisibility: padded images have multiples of this as height and width.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        criterion: SetCriterion,
+        num_classes: int,
+        pixel_mean: Sequence[float] = PIXEL_MEAN,
+        pixel_std: Sequence[float] = PIXEL_STD,
+        size_divisibility: int = 1,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        self.num_classes = num_classes
+        self.backbone = backbone
+        self.criterion = criterion
+        self.normalizer = ImageNormalizer(
+            pixel_mean=pixel_mean, pixel_std=pixel_std, size_divisibility=size_divisibility
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images go."""
+        return self.normalizer.pixel_mean.device
+
+    def forward(
+        self, batch: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Tensor] | list[dict[str, Instances]]:
+        """Train on a batch, or detect in it.
+
+        Args:
+            batch: one dict an image: "image" (3, H, W) RGB uint8; in training "instances" with
+                `gt_boxes` (absolute xyxy in the frame of "image") and `gt_classes`; otherwise
+                "height" and "width" of the original image, if it is not of the size of "image".
+
+        Returns:
+            In training weighted losses, to be summed. Otherwise one dict an image with
+            "instances": `pred_boxes` in the frame of the original image, `scores`,
+            `pred_classes`.
+        """
+        images = self.preprocess(batch)
+        if not self.training:
+            return self.postprocess(self.detect(images), original_sizes(batch))
+        targets = self.prepare_targets(batch)
+        return self.criterion(self.detect(images), targets)
+
+    def preprocess(self, batch: Sequence[Mapping[str, Any]]) -> ImageBatch:
+        """Move, normalise and pad the images."""
+        return self.normalizer([sample["image"] for sample in batch])
+
+    def prepare_targets(self, batch: Sequence[Mapping[str, Any]]) -> Targets:
+        """Targets of the batch's "instances" on the model's device."""
+        return prepare_targets(batch, self.num_classes, self.device)
+
+    def detect(self, images: ImageBatch, condition: Condition | None = None) -> DetectorOutput:
+        """Raw predictions of every layer.
+
+        Args:
+            images: as `preprocess` gives them.
+            condition: changes the queries before the decoder sees them: the seam for
+                pre-training on patches, masked groups and the like.
+        """
+        raise NotImplementedError
+
+    def postprocess(
+        self, output: DetectorOutput, sizes: Sequence[tuple[int, int]]
+    ) -> list[dict[str, Instances]]:
+        """Detections in images of the given original (height, width)."""
+        raise NotImplementedError
+
+    def label(self, batch: Sequence[Mapping[str, Any]]) -> list[Instances]:
+        """One detection a query, its best class, unsorted: what pseudo-labels start from."""
+        output = self.detect(self.preprocess(batch))
+        return best_per_query(output, original_sizes(batch), self.criterion.classification)

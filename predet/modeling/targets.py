@@ -1,0 +1,74 @@
+"""What the criterion compares predictions with: boxes and classes of a batch of images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from predet.ops.boxes import normalize_boxes
+
+
+class Targets(NamedTuple):
+    """Targets of all images of a batch, one image after the other."""
+
+    classes: Tensor  # (M,) int64, contiguous
+    boxes: Tensor  # (M, 4) fp32, cxcywh in [0, 1] of the image
+    counts: tuple[int, ...]  # per image; sums to M
+
+    def of_class_zero(self) -> Targets:
+        """The same boxes, all labelled 0: targets of the class-agnostic encoder head."""
+        return self._replace(classes=torch.zeros_like(self.classes))
+
+    def repeat(self, times: int) -> Targets:
+        """Each image's targets `times` times over, as the one-to-many matching of H-DETR wants."""
+        image_rows = torch.arange(len(self.classes)).split(list(self.counts))
+        rows = torch.cat([r.repeat(times) for r in image_rows]).to(self.classes.device)
+        counts = tuple(count * times for count in self.counts)
+        return Targets(self.classes[rows], self.boxes[rows], counts)
+
+
+def prepare_targets(
+    batch: Sequence[Mapping[str, Any]], num_classes: int, device: torch.device
+) -> Targets:
+    """Collect `instances` of a batch and normalise their boxes by the size of the resized image.
+
+    Args:
+        batch: dicts with "instances": `gt_boxes` absolute xyxy in the frame of "image",
+            `gt_classes` in [0, num_classes).
+        num_classes: contiguous classes of the detector.
+        device: where the targets go.
+
+    Raises:
+        ValueError: an image has no instances, a class out of range, or a box that is not finite.
+    """
+    classes, boxes = [], []
+    for index, sample in enumerate(batch):
+        where = sample.get("file_name", f"image {index} of the batch")
+        if "instances" not in sample:
+            raise ValueError(f"{where}: training needs 'instances', got keys {sorted(sample)}")
+        instances = sample["instances"]
+        classes.append(_checked_classes(instances.gt_classes, num_classes, where))
+        image_boxes = instances.gt_boxes.tensor.float()
+        if not image_boxes.isfinite().all():
+            raise ValueError(f"{where}: a box of the annotation is not finite: {image_boxes}")
+        boxes.append(normalize_boxes(image_boxes, tuple(sample["image"].shape[-2:])))
+    # One copy for the whole batch instead of two for every image.
+    return Targets(
+        torch.cat(classes).to(device, non_blocking=True),
+        torch.cat(boxes).to(device, non_blocking=True),
+        tuple(len(image_classes) for image_classes in classes),
+    )
+
+
+def _checked_classes(classes: Tensor, num_classes: int, where: str) -> Tensor:
+    classes = classes.to(torch.int64)
+    outside = classes[(classes < 0) | (classes >= num_classes)]
+    if len(outside):
+        raise ValueError(
+            f"{where}: class {int(outside[0])} is not among the {num_classes} classes of the model "
+            f"(0 to {num_classes - 1})"
+        )
+    return classes

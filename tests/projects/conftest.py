@@ -1,0 +1,147 @@
+"""Small detectors and batches for the tests of the projects."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from predet.d2 import Boxes, Instances
+from predet.layers.transformer import Transformer
+from predet.modeling.backbone import ResNet
+from predet.modeling.criterion import SetCriterion
+from predet.modeling.detector import Detector
+from predet.modeling.matcher import HungarianMatcher
+from predet.projects.deformable_detr.modeling import DeformableDETR
+from predet.projects.deformable_detr.queries import LearnedQueries, ProposalQueries
+from predet.projects.deformable_detr.transformer import DeformableTransformer
+from predet.projects.detr.modeling import DETR
+
+NUM_CLASSES = 5
+NUM_QUERIES = 20
+HIDDEN = 64
+
+DETECTORS = (
+    "detr",
+    "detr_pre_norm",
+    "deformable",
+    "deformable_single_scale",
+    "deformable_refine",
+    "deformable_two_stage",
+)
+
+
+def build_detector(
+    name: str, *, norm: str = "gn", dropout: float = 0.0, num_classes: int = NUM_CLASSES
+) -> Detector:
+    """A detector of reduced width on a random ResNet-18, all of it trainable."""
+    softmax = name.startswith("detr")
+    single = softmax or name == "deformable_single_scale"
+    backbone = ResNet(
+        depth=18,
+        weights=None,
+        norm=norm,
+        freeze_at=0,
+        out_stages=(5,) if single else (3, 4, 5),
+        allow_random_frozen=norm == "frozen_bn",
+    )
+    if softmax:
+        transformer = Transformer(
+            hidden_dim=HIDDEN,
+            num_heads=4,
+            num_encoder_layers=2,
+            num_decoder_layers=3,
+            ffn_dim=96,
+            dropout=dropout,
+            pre_norm=name == "detr_pre_norm",
+        )
+        return DETR(
+            backbone=backbone,
+            transformer=transformer,
+            criterion=build_criterion("softmax"),
+            num_classes=num_classes,
+            num_queries=NUM_QUERIES,
+        )
+    transformer = DeformableTransformer(
+        hidden_dim=HIDDEN,
+        num_heads=4,
+        num_encoder_layers=2,
+        num_decoder_layers=3,
+        ffn_dim=96,
+        dropout=dropout,
+        num_levels=1 if single else 4,
+    )
+    source = ProposalQueries if name == "deformable_two_stage" else LearnedQueries
+    return DeformableDETR(
+        backbone=backbone,
+        transformer=transformer,
+        queries=source(num_queries=NUM_QUERIES, hidden_dim=HIDDEN),
+        criterion=build_criterion("focal"),
+        num_classes=num_classes,
+        with_box_refine=name in ("deformable_refine", "deformable_two_stage"),
+    )
+
+
+def build_criterion(classification: str) -> SetCriterion:
+    """With the papers' weights."""
+    class_weight = {"softmax": 1.0, "focal": 2.0}[classification]
+    return SetCriterion(
+        matcher=HungarianMatcher(classification=classification, class_cost=class_weight),
+        weights={"loss_class": class_weight, "loss_bbox": 5.0, "loss_giou": 2.0},
+    )
+
+
+def build_batch(
+    sizes: tuple[tuple[int, int], ...] = ((96, 128), (120, 90), (64, 64)),
+    counts: tuple[int, ...] = (4, 1, 3),
+    seed: int = 0,
+) -> list[dict]:
+    """Noise images with boxes of at least 8 pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = []
+    for (height, width), count in zip(sizes, counts, strict=True):
+        low = torch.rand(count, 2, generator=generator) * 0.6
+        extent = 0.15 + torch.rand(count, 2, generator=generator) * 0.25
+        scale = torch.tensor([width, height, width, height])
+        instances = Instances((height, width))
+        instances.gt_boxes = Boxes(torch.cat([low, low + extent], dim=1) * scale)
+        instances.gt_classes = torch.randint(NUM_CLASSES, (count,), generator=generator)
+        shape = (3, height, width)
+        image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        batch.append(
+            {"image": image, "height": 2 * height, "width": 3 * width, "instances": instances}
+        )
+    return batch
+
+
+@pytest.fixture
+def detector():
+    """`detector(name, **options)` builds a small one; see `build_detector`."""
+    return build_detector
+
+
+@pytest.fixture
+def batch():
+    """`batch(sizes, counts, seed)` makes one; see `build_batch`."""
+    return build_batch
+
+
+@pytest.fixture(params=DETECTORS)
+def any_detector(request: pytest.FixtureRequest) -> Detector:
+    """Each small detector in turn, seeded."""
+    torch.manual_seed(0)
+    return build_detector(request.param)
+
+
+@pytest.fixture(scope="session")
+def hf() -> ModuleType:
+    """tests/oracles/hf.py, or a skip where transformers is not installed."""
+    pytest.importorskip("transformers", reason="the oracle needs transformers")
+    path = Path(__file__).parents[1] / "oracles" / "hf.py"
+    spec = importlib.util.spec_from_file_location("predet_oracle_hf", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
