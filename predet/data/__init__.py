@@ -1,0 +1,1 @@
+"""Data: datasets and their formats, augmentation, loaders, generated scenes, box stores."""

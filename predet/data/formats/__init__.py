@@ -1,0 +1,82 @@
+"""Read data sets of several formats into a `DetectionDataset`.
+
+A format is a module with two functions: `detect(path) -> reason or None` and
+`load(path, *, split, image_root) -> DetectionDataset`. To add one, write the module (use
+`DatasetBuilder`, which checks boxes and reports) and enter it below, before the formats whose
+`detect` would also say yes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from types import ModuleType
+
+from predet.d2 import DatasetCatalog
+from predet.data.dataset import DetectionDataset
+from predet.data.formats import catalog, coco, image_folder, voc
+
+_logger = logging.getLogger(__name__)
+
+# In the order in which they are tried.
+FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "image_folder": image_folder}
+
+
+def load_dataset(
+    source: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    image_root: str | os.PathLike[str] | None = None,
+    format: str | None = None,
+) -> DetectionDataset:
+    """Read a data set; which format it is, and why, is logged.
+
+    Args:
+        source: A folder, a COCO JSON file, a VOC root, or a name registered in Detectron2's
+            `DatasetCatalog` (if no file or folder has that name).
+        split: For example "train": names a file of a COCO folder, a list of a VOC root or a
+            sub-folder of images.
+        image_root: Where the file names of a COCO JSON begin, if that is not found by itself.
+        format: One of "voc", "coco", "image_folder", for "take it as that".
+
+    Raises:
+        ValueError: Nothing is there, it has no known format, or its content is faulty: the
+            message names file and key, what was expected and what was found.
+    """
+    path = Path(source).expanduser()
+    root = None if image_root is None else Path(image_root).expanduser()
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"unknown format {format!r}: expected one of {list(FORMATS)}")
+    if not path.exists():
+        return _load_registered(str(source), split, root)
+    if format is not None:
+        name, reason = format, "asked for"
+    else:
+        name, reason = _detect(path)
+    _logger.info("%s: format %s (%s)", path, name, reason)
+    return FORMATS[name].load(path, split=split, image_root=root)
+
+
+def _detect(path: Path) -> tuple[str, str]:
+    for name, module in FORMATS.items():
+        reason = module.detect(path)
+        if reason is not None:
+            return name, reason
+    raise ValueError(
+        f"{path}: no known format: expected a folder of images, a COCO JSON file or folder, or a "
+        "VOC root (JPEGImages/, Annotations/)"
+    )
+
+
+def _load_registered(name: str, split: str | None, image_root: Path | None) -> DetectionDataset:
+    known = DatasetCatalog.list()
+    if name not in known:
+        raise ValueError(
+            f"data set {name!r}: no such file or folder, and no data set of this name is "
+            f"registered (registered: {sorted(known)})"
+        )
+    if split is not None:
+        raise ValueError(f"data set {name!r} is registered: it has no splits, got split={split!r}")
+    _logger.info("%s: format detectron2 (registered in DatasetCatalog)", name)
+    return catalog.load(name, image_root=image_root)

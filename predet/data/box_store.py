@@ -1,0 +1,297 @@
+"""BoxStore: the boxes of many images in one folder, made once by a tool and read-only afterwards.
+
+    store/
+      meta.json                        what made it: format, method, parameters, teacher, counts
+      boxes-00000-of-00012.parquet     one row per image: key, height, width, boxes, scores, classes
+      ...
+
+Rows are keyed by the image's path relative to the image root. The list of keys is cut into shards
+before anything is computed, and a shard's file appears, by rename, only when it is whole. So
+several processes can write different shards, a killed job goes on with the shards that are not
+there, and the finished store is the same whoever wrote which part.
+
+Boxes are absolute xyxy float32 in the frame of the original image (height x width pixels, EXIF
+orientation applied).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+META_FILE = "meta.json"
+ROWS_PER_GROUP = 128  # what reading one image decodes
+OPEN_FILES = 16
+DECODED_GROUPS = 8
+
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("boxes", pa.list_(pa.list_(pa.float32(), 4)), nullable=False),
+        pa.field("scores", pa.list_(pa.float32()), nullable=False),
+        pa.field("classes", pa.list_(pa.int32()), nullable=False),
+    ]
+)
+
+
+class BoxRow(NamedTuple):
+    """The boxes of one image. N boxes, in the order in which the tool stored them (best first)."""
+
+    key: str
+    height: int
+    width: int
+    boxes: np.ndarray  # (N, 4) float32 absolute xyxy, frame of the original image
+    scores: np.ndarray  # (N,) float32
+    classes: np.ndarray  # (N,) int64, an index into the store's class names
+
+
+class BoxColumns(NamedTuple):
+    """The rows of one shard, flat: the boxes of row i are `boxes[offsets[i]:offsets[i + 1]]`."""
+
+    keys: list[str]  # R
+    heights: np.ndarray  # (R,) int32
+    widths: np.ndarray  # (R,) int32
+    offsets: np.ndarray  # (R + 1,) int64
+    boxes: np.ndarray  # (T, 4) float32
+    scores: np.ndarray  # (T,) float32
+    classes: np.ndarray  # (T,) int32
+
+
+class BoxStore:
+    """A finished store, open for reading.
+
+    Files are memory-mapped; one image costs the decoding of its group of rows. Safe to use from
+    forked loader workers and to pickle.
+
+    Args:
+        path: the store's folder.
+        allow_partial: also open a store whose making has not finished, with a warning; it then
+            holds only the images of the shards that are there.
+
+    Raises:
+        ValueError: no store there, another format version, not finished, or a damaged file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, allow_partial: bool = False) -> None:
+        self.path = Path(path)
+        self.allow_partial = allow_partial
+        self.meta = read_meta(self.path)
+        self._shards = self._find_shards()
+        self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self._groups: OrderedDict[tuple[int, int], BoxColumns] = OrderedDict()
+        self._index, self._first_row = self._read_index()
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes, or None where the boxes carry no class (all are 0)."""
+        names = self.meta["class_names"]
+        return None if names is None else tuple(names)
+
+    @property
+    def keys(self) -> list[str]:
+        """All keys, in the store's order."""
+        return list(self._index)
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Images that the tool could not read, with the reason; they have no row."""
+        found: dict[str, str] = {}
+        for position in range(len(self._shards)):
+            metadata = self._file(position).schema_arrow.metadata or {}
+            found.update(json.loads(metadata.get(b"skipped", b"{}")))
+        return found
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._index
+
+    def __iter__(self) -> Iterator[BoxRow]:
+        for columns in self.shards():
+            for row in range(len(columns.keys)):
+                yield _row(columns, row)
+
+    def __getitem__(self, key: str) -> BoxRow:
+        """The row of one image.
+
+        Raises:
+            KeyError: the store has no such image; names store and key.
+        """
+        number = self._index.get(key)
+        if number is None:
+            reason = self.skipped.get(key)
+            skipped = f": it was skipped when the store was made ({reason})" if reason else ""
+            raise KeyError(f"box store {self.path} holds no image '{key}'{skipped}")
+        position = int(np.searchsorted(self._first_row, number, side="right")) - 1
+        group, row = divmod(number - int(self._first_row[position]), ROWS_PER_GROUP)
+        return _row(self._group(position, group), row)
+
+    def shards(self) -> Iterator[BoxColumns]:
+        """The whole store, shard by shard, as flat arrays."""
+        for position, path in enumerate(self._shards):
+            with _reading(path):
+                table = self._file(position).read(use_threads=False)
+            yield _columns(table)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": OrderedDict(), "_groups": OrderedDict()}
+
+    def _find_shards(self) -> list[Path]:
+        count = self.meta["shards"]
+        wanted = [self.path / shard_name(shard, count) for shard in range(count)]
+        present = [path for path in wanted if path.exists()]
+        if self.meta["complete"] and len(present) == count:
+            return present
+        state = (
+            f"box store {self.path} is not finished: {len(present)} of {count} shards are there"
+            if not self.meta["complete"]
+            else f"box store {self.path} was finished but {count - len(present)} of its {count} "
+            f"shards are gone, the first {next(p for p in wanted if not p.exists()).name}"
+        )
+        if not self.allow_partial:
+            raise ValueError(f"{state}; run the command that makes it again, it goes on from there")
+        logger.warning("%s; reading what there is", state)
+        return present
+
+    def _read_index(self) -> tuple[dict[str, int], np.ndarray]:
+        """Row number of every key, and the first row number of every shard plus the total."""
+        index: dict[str, int] = {}
+        first = [0]
+        for position, path in enumerate(self._shards):
+            with _reading(path):
+                keys = self._file(position).read(columns=["key"], use_threads=False)["key"]
+            for key in keys.to_pylist():
+                if key in index:
+                    raise ValueError(f"box store {self.path}: key '{key}' is there twice ({path})")
+                index[key] = len(index)
+            first.append(len(index))
+        expected = self.meta["counts"].get("images", len(index))
+        if not self.allow_partial and len(index) != expected:
+            raise ValueError(
+                f"box store {self.path}: {META_FILE} says {expected} images, the shards hold "
+                f"{len(index)}"
+            )
+        return index, np.asarray(first)
+
+    def _file(self, position: int) -> pq.ParquetFile:
+        path = self._shards[position]
+        if position not in self._files:
+            with _reading(path):
+                self._files[position] = open_shard(path)
+            while len(self._files) > OPEN_FILES:
+                self._files.popitem(last=False)[1].close()
+        self._files.move_to_end(position)
+        return self._files[position]
+
+    def _group(self, position: int, group: int) -> BoxColumns:
+        if (position, group) not in self._groups:
+            with _reading(self._shards[position]):
+                table = self._file(position).read_row_group(group, use_threads=False)
+            self._groups[position, group] = _columns(table)
+            while len(self._groups) > DECODED_GROUPS:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end((position, group))
+        return self._groups[position, group]
+
+
+def shard_name(shard: int, count: int) -> str:
+    """File name of one shard of `count`."""
+    return f"boxes-{shard:05d}-of-{count:05d}.parquet"
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """`meta.json` of a store whose format this version reads.
+
+    Raises:
+        ValueError: not there, not JSON, or another format version.
+    """
+    file = path / META_FILE
+    if not file.is_file():
+        raise ValueError(f"no box store in {path}: it holds no {META_FILE}")
+    try:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    version = meta.get("format") if isinstance(meta, dict) else None
+    if version != FORMAT:
+        raise ValueError(
+            f"box store {path} has format {version!r}, this version of predet reads format "
+            f"{FORMAT}; make the store again, or import its boxes from COCO JSON"
+        )
+    return meta
+
+
+def fingerprint(keys: Sequence[str]) -> str:
+    """sha256 of the list of image keys: two data sets with the same images in order agree."""
+    return hashlib.sha256("\n".join(keys).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def open_shard(path: Path) -> pq.ParquetFile:
+    """Memory-map one shard."""
+    return pq.ParquetFile(path, memory_map=True, pre_buffer=False, page_checksum_verification=True)
+
+
+class _reading:
+    """Turns what pyarrow raises on a damaged file into one message that names file and cure."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (pa.ArrowException, OSError)):
+            raise ValueError(
+                f"{self.path} cannot be read ({error}); remove that file and run the command that "
+                "makes the store again: only this shard is made anew"
+            ) from error
+
+
+def _columns(table: pa.Table) -> BoxColumns:
+    boxes = _list_array(table, "boxes")
+    lengths = boxes.value_lengths().to_numpy(zero_copy_only=False)
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return BoxColumns(
+        keys=table["key"].to_pylist(),
+        heights=table["height"].to_numpy(),
+        widths=table["width"].to_numpy(),
+        offsets=offsets,
+        boxes=boxes.flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, 4),
+        scores=_list_array(table, "scores").flatten().to_numpy(zero_copy_only=False),
+        classes=_list_array(table, "classes").flatten().to_numpy(zero_copy_only=False),
+    )
+
+
+def _list_array(table: pa.Table, name: str) -> pa.Array:
+    column = table[name].combine_chunks()
+    return pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+
+
+def _row(columns: BoxColumns, row: int) -> BoxRow:
+    part = slice(columns.offsets[row], columns.offsets[row + 1])
+    return BoxRow(
+        key=columns.keys[row],
+        height=int(columns.heights[row]),
+        width=int(columns.widths[row]),
+        boxes=columns.boxes[part].copy(),
+        scores=columns.scores[part].copy(),
+        classes=columns.classes[part].astype(np.int64),
+    )

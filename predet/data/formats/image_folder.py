@@ -1,0 +1,65 @@
+"""A folder of images without annotations, read with all folders below it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from predet.data.dataset import DetectionDataset
+from predet.data.formats.builder import DatasetBuilder
+
+_logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+
+
+def detect(path: Path) -> str | None:
+    """Why this is a folder of images, or None."""
+    return "a folder without annotation files" if path.is_dir() else None
+
+
+def load(path: Path, *, split: str | None, image_root: Path | None) -> DetectionDataset:
+    """Read all images below the folder, or below its sub-folder `split`.
+
+    Image ids are the positions (from 1) in the order of the keys. Hidden files and folders are
+    left out. Image sizes stay unknown: no file is opened.
+    """
+    if image_root is not None and image_root != path:
+        raise ValueError(f"{path}: an image folder is its own image_root, got {image_root}")
+    folder = path if split is None else path / split
+    if not folder.is_dir():
+        raise ValueError(f"{path}: no split {split!r}: expected a folder {folder}")
+    keys, num_others = _list_images(path, folder)
+    if not keys:
+        raise ValueError(
+            f"{folder}: the data set is empty: no file ends in {sorted(IMAGE_SUFFIXES)} "
+            f"({num_others} other files)"
+        )
+    if num_others:
+        _logger.info("%s: left out %d files that are no images", folder, num_others)
+    builder = DatasetBuilder(
+        name=folder.resolve().name,
+        root=str(path),
+        source=str(folder),
+        class_names=(),
+        category_ids=(),
+    )
+    for number, key in enumerate(keys, start=1):
+        builder.add_image(key=key, image_id=number)
+    return builder.build()
+
+
+def _list_images(root: Path, folder: Path) -> tuple[list[str], int]:
+    """Sorted keys of the images, and the number of other files."""
+    keys, num_others = [], 0
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for file in files:
+            if file.startswith(".") or os.path.splitext(file)[1].lower() not in IMAGE_SUFFIXES:
+                num_others += 1
+            else:
+                keys.append(os.path.relpath(os.path.join(parent, file), root).replace(os.sep, "/"))
+    return sorted(keys), num_others

@@ -1,0 +1,212 @@
+"""Boxes go from COCO JSON into a store and back without change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from predet.data.box_store import BoxStore
+from predet.data.box_store_coco import export_coco, import_coco
+from predet.data.dataset import DetectionDataset
+
+
+def full() -> dict[str, Any]:
+    return {
+        "images": [
+            {"id": 7, "file_name": "a/1.jpg", "height": 50, "width": 100},
+            {"id": 3, "file_name": "b/1.jpg", "height": 60, "width": 80},
+            {"id": 5, "file_name": "b/2.jpg", "height": 60, "width": 80},
+        ],
+        "categories": [{"id": 12, "name": "dog"}, {"id": 4, "name": "cat"}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 12, "bbox": [10, 20, 30.5, 5], "score": 0.25},
+            {"id": 2, "image_id": 7, "category_id": 4, "bbox": [0, 0, 100, 50], "score": 0.75},
+            {"id": 3, "image_id": 3, "category_id": 12, "bbox": [70, 50, 20, 20]},
+        ],
+    }
+
+
+def save(path: Path, content: Any) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+def make_dataset(keys: list[str], known: bool = True) -> DetectionDataset:
+    """The images of `full`."""
+    return DetectionDataset(
+        name="photos",
+        root="/data",
+        class_names=["cat", "dog"],
+        category_ids=[4, 12],
+        keys=keys,
+        image_ids=[7, 3, 5],
+        heights=[50, 60, 60] if known else [0, 0, 0],
+        widths=[100, 80, 80] if known else [0, 0, 0],
+        offsets=[0, 0, 0, 0],
+        boxes=[],
+        classes=[],
+    )
+
+
+def test_full_file_by_hand(tmp_path: Path) -> None:
+    store = import_coco(save(tmp_path / "gt.json", full()), tmp_path / "store")
+    assert store.class_names == ("cat", "dog")  # in the order of the ids 4, 12
+    assert store.keys == ["a/1.jpg", "b/1.jpg", "b/2.jpg"]
+    first = store["a/1.jpg"]
+    assert (first.height, first.width) == (50, 100)
+    # Best score first; xywh has become xyxy.
+    assert first.boxes.tolist() == [[0, 0, 100, 50], [10, 20, 40.5, 25]]
+    assert first.scores.tolist() == [0.75, 0.25]
+    assert first.classes.tolist() == [0, 1]
+    # Without a score 1; clipped to the image of 80 x 60.
+    assert store["b/1.jpg"].boxes.tolist() == [[70, 50, 80, 60]]
+    assert store["b/1.jpg"].scores.tolist() == [1.0]
+    assert len(store["b/2.jpg"].boxes) == 0
+    assert store.meta["dataset"] == "gt"
+
+
+def test_out_and_in_again_gives_the_same_rows(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    content = full()
+    content["annotations"] = []
+    for image in content["images"]:
+        for _ in range(50):
+            x, y = rng.random(2) * [image["width"] - 2, image["height"] - 2]
+            w, h = 0.5 + rng.random(2) * [image["width"] - x - 1, image["height"] - y - 1]
+            content["annotations"].append(
+                {
+                    "image_id": image["id"],
+                    "category_id": int(rng.choice([4, 12])),
+                    "bbox": [x, y, w, h],
+                    "score": float(rng.random()),
+                }
+            )
+    store = import_coco(save(tmp_path / "gt.json", content), tmp_path / "store")
+    export_coco(store, tmp_path / "full.json")
+    export_coco(
+        store,
+        tmp_path / "results.json",
+        results=True,
+        image_ids={image["file_name"]: image["id"] for image in content["images"]},
+    )
+    dataset = make_dataset([image["file_name"] for image in content["images"]])
+    again = [
+        import_coco(tmp_path / "full.json", tmp_path / "again"),
+        import_coco(tmp_path / "results.json", tmp_path / "third", dataset=dataset),
+    ]
+    for other in again:
+        assert other.class_names == store.class_names
+        for row, expected in zip(other, store, strict=True):
+            assert row.key == expected.key
+            np.testing.assert_array_equal(row.boxes, expected.boxes)
+            np.testing.assert_array_equal(row.scores, expected.scores)
+            np.testing.assert_array_equal(row.classes, expected.classes)
+    exported = json.loads((tmp_path / "full.json").read_text())
+    first = exported["annotations"][0]
+    assert first["area"] == pytest.approx(first["bbox"][2] * first["bbox"][3])
+    assert exported["categories"] == [{"id": 4, "name": "cat"}, {"id": 12, "name": "dog"}]
+
+
+def test_unusable_boxes_are_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = full()
+    for box in ([5, 5, 0, 3], [5, 5, -4, 3], [200, 5, 4, 3], [float("nan"), 0, 4, 3]):
+        content["annotations"].append({"image_id": 5, "category_id": 4, "bbox": box})
+    content["annotations"].append(
+        {"image_id": 5, "category_id": 4, "bbox": [1, 1, 9, 9], "iscrowd": 1}
+    )
+    store = import_coco(save(tmp_path / "gt.json", content), tmp_path / "store")
+    assert len(store["b/2.jpg"].boxes) == 0
+    assert "left out 3 boxes without area" in caplog.text
+    assert "left out 1 boxes that are not finite" in caplog.text
+    assert "left out 1 crowd regions" in caplog.text
+
+
+def broken(change: str) -> Any:
+    content = full()
+    if change == "list":
+        return content["annotations"]
+    if change == "other":
+        return {"shapes": []}
+    if change == "no size":
+        del content["images"][1]["height"]
+    elif change == "image twice":
+        content["images"][1]["id"] = 7
+    elif change == "category twice":
+        content["categories"][1]["id"] = 12
+    elif change == "name twice":
+        content["images"][1]["file_name"] = "a/1.jpg"
+    elif change == "unknown image":
+        content["annotations"][2]["image_id"] = 99
+    elif change == "unknown category":
+        content["annotations"][2]["category_id"] = 1
+    elif change == "three numbers":
+        content["annotations"][2]["bbox"] = [1, 2, 3]
+    elif change == "no dict":
+        content["annotations"][2] = [1]
+    return content
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("list", "list of results.*data set"),
+        ("other", r"no COCO file: expected a dict with 'images', got \['shapes'\]"),
+        ("no size", "lacks 'height'"),
+        ("image twice", "id 7 is there twice among the images"),
+        ("category twice", "id 12 is there twice among the categories"),
+        ("name twice", r"twice: \['a/1.jpg'\]"),
+        ("unknown image", "annotation 2 is not usable .KeyError: 99"),
+        ("unknown category", "annotation 2 is not usable"),
+        ("three numbers", "annotation 2 is not usable"),
+        ("no dict", "annotation 2 is not usable"),
+    ],
+)
+def test_what_is_no_coco_is_refused(tmp_path: Path, change: str, message: str) -> None:
+    source = save(tmp_path / "gt.json", broken(change))
+    with pytest.raises(ValueError, match=message):
+        import_coco(source, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_what_is_no_json_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"images": [')
+    with pytest.raises(ValueError, match=r"a\.json is not JSON"):
+        import_coco(tmp_path / "a.json", tmp_path / "store")
+    with pytest.raises(ValueError, match=r"none\.json cannot be read"):
+        import_coco(tmp_path / "none.json", tmp_path / "store")
+
+
+def test_export_needs_an_id_for_every_image(tmp_path: Path) -> None:
+    store = import_coco(save(tmp_path / "gt.json", full()), tmp_path / "store")
+    assert isinstance(store, BoxStore)
+    with pytest.raises(ValueError, match=r"no image id was given for 'b/1\.jpg'"):
+        export_coco(store, tmp_path / "out.json", image_ids={"a/1.jpg": 1})
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_keys_are_those_of_the_data_set(tmp_path: Path) -> None:
+    source = save(tmp_path / "gt.json", full())
+    dataset = make_dataset(["train/b/2.jpg", "b/1.jpg", "train/a/1.jpg"])
+    store = import_coco(source, tmp_path / "store", dataset=dataset)
+    assert store.keys == ["train/a/1.jpg", "b/1.jpg", "train/b/2.jpg"]
+    assert len(store["train/a/1.jpg"].scores) == 2
+    assert store.meta["image_root"] == "/data"
+    for keys, message in (
+        (["a/1.jpg", "x/b/1.jpg", "y/b/1.jpg"], r"'b/1.jpg' fits 2 images of photos"),
+        (["a/1.jpg", "b/1.jpg", "b/3.jpg"], r"'b/2.jpg' fits 0 images of photos .which has 'a/1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            import_coco(source, tmp_path / "other", dataset=make_dataset(keys))
+
+
+def test_a_list_of_results_needs_sizes(tmp_path: Path) -> None:
+    source = save(tmp_path / "results.json", [])
+    dataset = make_dataset(["a/1.jpg", "b/1.jpg", "b/2.jpg"], known=False)
+    with pytest.raises(ValueError, match="sizes of 3 images of photos are not known"):
+        import_coco(source, tmp_path / "store", dataset=dataset)
