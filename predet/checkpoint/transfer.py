@@ -1,0 +1,204 @@
+"""Strict transfer of a detector's weights: every tensor is accounted for by name.
+
+What survives pre-training is the `detector` of a meta-architecture; its siblings (projectors,
+embedding heads, momentum copies) are dropped. Nothing else may be missing, left over or of
+another shape, except what the caller names in `reinit`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from predet.checkpoint.files import read_checkpoint
+
+logger = logging.getLogger(__name__)
+
+_DETECTOR = "detector."
+
+
+class TransferReport(NamedTuple):
+    """What a transfer did; names are those of the model that received the weights."""
+
+    source: str
+    loaded: tuple[str, ...]
+    reinitialised: tuple[str, ...]  # named in reinit: keep the model's fresh values
+    dropped: tuple[str, ...]  # in the checkpoint: siblings of the detector, and reinit's
+    untouched: tuple[str, ...]  # in the model: siblings of the detector
+    from_ema: bool
+
+    def summary(self) -> str:
+        lines = [f"loaded {len(self.loaded)} tensors{' (EMA)' * self.from_ema} from {self.source}"]
+        for what, names in (
+            ("re-initialised", self.reinitialised),
+            ("not taken from the checkpoint", self.dropped),
+            ("not in the checkpoint, beside the detector", self.untouched),
+        ):
+            if names:
+                lines.append(f"  {what} ({len(names)}): {', '.join(names)}")
+        return "\n".join(lines)
+
+
+def load_detector(
+    model: nn.Module,
+    checkpoint: str | Path | Mapping[str, Any],
+    *,
+    reinit: Sequence[str] = (),
+    prefer_ema: bool = True,
+    source: str = "",
+) -> TransferReport:
+    """Load a checkpoint into `model`, strictly, and say what was done.
+
+    Either side may be a detector or a meta-architecture that holds one as `detector`. Where only
+    one of them is, the detectors are matched and the siblings are left alone; where both are,
+    everything must fit.
+
+    Args:
+        model: receives the weights in place; unchanged when an error is raised.
+        checkpoint: a file, or what `read_checkpoint` returned, or a bare state dict.
+        reinit: dotted names of modules or tensors of the detector that keep their fresh values,
+            for example `("class_head",)`. Only these may differ from the checkpoint.
+        prefer_ema: take the averaged weights where the checkpoint has them.
+        source: what messages call a checkpoint that is not given as a file.
+
+    Raises:
+        ValueError: a tensor is missing, unexpected or of another shape and not named in `reinit`
+            (each one is named); a name in `reinit` fits nothing; the file cannot be read.
+    """
+    if isinstance(checkpoint, Mapping):
+        state, source = checkpoint, source or "the given checkpoint"
+    else:
+        state, source = read_checkpoint(checkpoint), str(checkpoint)
+    weights, from_ema = weights_of(state, prefer_ema=prefer_ema)
+    own = model.state_dict()
+    received, dropped, untouched = _align(weights, own)
+    fresh = _named_by(reinit, [*own, *received])
+    problems = _differences(received, own, {*fresh, *untouched}, source)
+    if problems:
+        raise ValueError(
+            f"{source} does not fit the model; name in train.reinit what is to start afresh:\n  "
+            + "\n  ".join(problems)
+        )
+    expected = [name for name in own if name not in fresh and name not in untouched]
+    model.load_state_dict({**own, **{name: received[name] for name in expected}})
+    report = TransferReport(
+        source=source,
+        loaded=tuple(expected),
+        reinitialised=tuple(name for name in own if name in fresh),
+        dropped=(*dropped, *(name for name in received if name in fresh)),
+        untouched=tuple(untouched),
+        from_ema=from_ema,
+    )
+    logger.info("%s", report.summary())
+    return report
+
+
+def weights_of(
+    state: Mapping[str, Any], *, prefer_ema: bool = True
+) -> tuple[dict[str, Tensor], bool]:
+    """The state dict inside a checkpoint, and whether it holds averaged weights.
+
+    Raises:
+        ValueError: there is none; the message names the keys that were found.
+    """
+    ema = state.get("ema")
+    if prefer_ema and isinstance(ema, Mapping) and ema:
+        return dict(ema), True
+    weights = state.get("model", state)
+    if not isinstance(weights, Mapping) or not weights:
+        raise ValueError(f"the checkpoint holds no weights under 'model'; keys: {sorted(state)}")
+    strange = [str(name) for name, value in weights.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise ValueError(
+            "expected a state dict, names with tensors, at the top or under 'model'; "
+            f"got other values at {', '.join(strange[:5])}"
+        )
+    return dict(weights), False
+
+
+def class_names_of(state: Mapping[str, Any]) -> list[str] | None:
+    """The ordered class names that a checkpoint was trained on, or None where it tells none."""
+    names = (state.get("provenance") or {}).get("class_names")
+    if isinstance(names, str):  # metadata of safetensors is text
+        names = json.loads(names)
+    return list(names) if names else None
+
+
+def reinit_for_classes(state: Mapping[str, Any], class_names: Sequence[str]) -> tuple[str, ...]:
+    """`reinit` by predet's rule: the class head is kept if and only if the ordered names agree."""
+    return () if class_names_of(state) == list(class_names) else ("class_head",)
+
+
+def _align(
+    weights: dict[str, Tensor], own: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str], list[str]]:
+    """Rename the checkpoint's tensors to the model's names.
+
+    Returns the tensors to load, the checkpoint's siblings of the detector that are dropped, and
+    the model's siblings that have no counterpart.
+    """
+    theirs = any(name.startswith(_DETECTOR) for name in weights)
+    ours = any(name.startswith(_DETECTOR) for name in own)
+    if theirs == ours:
+        return weights, [], []
+    if theirs:
+        kept = {
+            name.removeprefix(_DETECTOR): value
+            for name, value in weights.items()
+            if name.startswith(_DETECTOR)
+        }
+        return kept, [name for name in weights if not name.startswith(_DETECTOR)], []
+    renamed = {_DETECTOR + name: value for name, value in weights.items()}
+    return renamed, [], [name for name in own if not name.startswith(_DETECTOR)]
+
+
+def _named_by(reinit: Sequence[str], names: Sequence[str]) -> set[str]:
+    """The tensors that `reinit` names: the tensor itself or a module above it."""
+    if isinstance(reinit, str):
+        raise ValueError(f"reinit must be a list of names, got the text {reinit!r}")
+    fresh: set[str] = set()
+    for pattern in reinit:
+        found = {
+            name
+            for name in names
+            if any(_is_under(name, prefix + pattern) for prefix in ("", _DETECTOR))
+        }
+        if not found:
+            modules = {name.rsplit(".", depth)[0] for name in names for depth in range(1, 4)}
+            near = difflib.get_close_matches(pattern, sorted({*modules, *names}), n=3)
+            raise ValueError(
+                f"reinit names '{pattern}', which neither the model nor the checkpoint has"
+                + (f"; nearest: {', '.join(near)}" if near else "")
+            )
+        fresh |= found
+    return fresh
+
+
+def _is_under(name: str, module: str) -> bool:
+    return name == module or name.startswith(module + ".")
+
+
+def _differences(
+    received: Mapping[str, Tensor], own: Mapping[str, Tensor], excepted: set[str], source: str
+) -> list[str]:
+    """One line for each tensor that does not fit and is not among the excepted."""
+    problems = []
+    for name, value in own.items():
+        if name in excepted:
+            continue
+        if name not in received:
+            problems.append(f"missing: {name} {tuple(value.shape)} is not in {source}")
+        elif received[name].shape != value.shape:
+            problems.append(
+                f"shape: {name} expected {tuple(value.shape)}, got {tuple(received[name].shape)}"
+            )
+    for name, value in received.items():
+        if name not in own and name not in excepted:
+            problems.append(f"unexpected: {name} {tuple(value.shape)} is not in the model")
+    return problems

@@ -1,0 +1,80 @@
+"""A trained detector, from its config and a checkpoint, ready to be run."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import nn
+
+from predet.checkpoint import class_names_of, load_detector
+from predet.d2 import instantiate
+
+logger = logging.getLogger(__name__)
+
+
+def load_trained(cfg: DictConfig, state: Mapping[str, Any], device: torch.device) -> nn.Module:
+    """The detector of `cfg.model` with the weights of a checkpoint, in evaluation mode.
+
+    Of a pre-training architecture only its `detector` is returned. Averaged weights are preferred
+    where the checkpoint has them. Weights that the config names for the backbone are not read (or
+    downloaded), for the checkpoint holds the backbone too.
+
+    Args:
+        cfg: the config that the checkpoint was trained with; not changed.
+        state: what `read_checkpoint` returned.
+        device: where the detector goes.
+
+    Raises:
+        ValueError: the classes are not known, or a tensor does not fit.
+    """
+    names = trained_classes(cfg, state)
+    cfg = copy.deepcopy(cfg)
+    with open_dict(cfg):
+        cfg.data = OmegaConf.merge(
+            cfg.get("data") or {}, {"num_classes": len(names), "class_names": list(names)}
+        )
+        for place in ("model.backbone", "model.detector.backbone"):
+            backbone = OmegaConf.select(cfg, place)
+            if backbone is not None and backbone.get("weights") is not None:
+                backbone.weights = None
+                backbone.allow_random_frozen = True
+    model = instantiate(cfg.model)
+    load_detector(model, state)
+    return getattr(model, "detector", model).to(device).eval()
+
+
+def trained_classes(cfg: DictConfig, state: Mapping[str, Any]) -> tuple[str, ...]:
+    """Ordered names of the classes that a checkpoint was trained on.
+
+    Raises:
+        ValueError: neither checkpoint nor config tell them, or they differ.
+    """
+    known = class_names_of(state)
+    given = OmegaConf.select(cfg, "data.class_names")
+    if known is None and given is None:
+        raise ValueError(
+            "the checkpoint does not tell the names of its classes: give them in their order, "
+            "data.class_names=[...]"
+        )
+    if known is not None and given is not None and list(known) != list(given):
+        raise ValueError(
+            f"the checkpoint was trained on the classes {list(known)}, data.class_names is "
+            f"{list(given)}"
+        )
+    return tuple(given if known is None else known)
+
+
+def sha256_of(path: str | Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

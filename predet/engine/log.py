@@ -1,0 +1,55 @@
+"""Where log lines go: rank 0 to the terminal and `train.log`, other ranks to files of their own."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+_OURS = ("predet", "__main__", "py.warnings")
+
+
+class _Readable(logging.Filter):
+    """predet from INFO, other libraries from WARNING."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING or record.name.split(".")[0] in _OURS
+
+
+class _NotInFileOnly(logging.Filter):
+    """The terminal does not repeat what Python itself prints when a run fails."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not getattr(record, "file_only", False)
+
+
+def setup_logging(output_dir: str | Path | None = None, rank: int = 0) -> None:
+    """Send the log of this process to its places; calling it again replaces the places.
+
+    Args:
+        output_dir: folder of `train.log` (rank 0) or `train.rank<r>.log`; None: terminal only.
+        rank: only rank 0 writes to the terminal.
+    """
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if getattr(h, "_predet", False)]:
+        root.removeHandler(handler)
+        handler.close()
+    handlers: list[logging.Handler] = []
+    if rank == 0:
+        handlers.append(logging.StreamHandler(sys.stdout))
+        handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        handlers[-1].addFilter(_NotInFileOnly())
+    if output_dir is not None:
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        name = "train.log" if rank == 0 else f"train.rank{rank}.log"
+        handlers.append(logging.FileHandler(folder / name, encoding="utf-8"))
+        handlers[-1].setFormatter(
+            logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        )
+    for handler in handlers:
+        handler._predet = True  # type: ignore[attr-defined]
+        handler.addFilter(_Readable())
+        root.addHandler(handler)
+    root.setLevel(min(root.level or logging.WARNING, logging.INFO))
+    logging.captureWarnings(True)

@@ -1,0 +1,120 @@
+"""Where a checkpoint comes from, and whether a run may go on from it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from predet import __version__
+from predet.d2 import SIDE, comm
+from predet.engine.config_text import flatten, render
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_FORMAT = 1
+
+# Keys that change how a run is carried out or reported, not what comes out of it.
+_RUN_TIME_KEYS = re.compile(
+    r"train\.(output_dir|log_period|eval_period|checkpoint_period|find_unused_parameters)"
+    r"|dataloader\.(test|evaluator)(\..*)?"
+    r"|(.*\.)?num_workers"
+)
+
+
+def run_identity(cfg: DictConfig, dataset: Any) -> dict[str, Any]:
+    """What every checkpoint of a run holds besides weights: format, config, provenance."""
+    return {
+        "format": CHECKPOINT_FORMAT,
+        "config": render(cfg),
+        "config_items": flatten(cfg),
+        "provenance": {
+            "predet": __version__,
+            "d2": SIDE,
+            "torch": str(torch.__version__),
+            "world_size": comm.get_world_size(),
+            "device": str(cfg.train.get("device", "")),
+            "class_names": list(dataset.class_names),
+            "dataset": describe_dataset(dataset),
+        },
+    }
+
+
+def describe_dataset(dataset: Any) -> dict[str, Any]:
+    """Name, size and a fingerprint of images (by key), boxes and classes of a data set."""
+    digest = hashlib.sha256("\n".join(dataset.class_names).encode())
+    for name in ("key_bytes", "key_offsets", "offsets", "boxes", "classes", "iscrowd"):
+        array = np.ascontiguousarray(getattr(dataset, name))
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return {
+        "name": str(dataset.name),
+        "images": len(dataset),
+        "boxes": len(dataset.boxes),
+        "fingerprint": digest.hexdigest(),
+    }
+
+
+def check_same_run(state: Mapping[str, Any], identity: Mapping[str, Any], where: str) -> None:
+    """Refuse to go on from a checkpoint of another run.
+
+    Raises:
+        ValueError: another config (the keys are listed), data set, Detectron2 side or number of
+            processes, or no training checkpoint at all.
+    """
+    for key in ("format", "step", "optimizer", "config_items", "provenance"):
+        if key not in state:
+            raise ValueError(f"{where} is no checkpoint to resume from: it has no '{key}'")
+    if state["format"] != CHECKPOINT_FORMAT:
+        raise ValueError(
+            f"{where} has format {state['format']}, expected {CHECKPOINT_FORMAT}: "
+            "it was written by another version of predet"
+        )
+    then, now = state["provenance"], identity["provenance"]
+    problems = changed_keys(state["config_items"], identity["config_items"])
+    if then["d2"] != now["d2"]:
+        problems.append(f"Detectron2 side: '{then['d2']}' then, '{now['d2']}' now (PREDET_D2)")
+    if then["world_size"] != now["world_size"]:
+        problems.append(f"number of processes: {then['world_size']} then, {now['world_size']} now")
+    if then["dataset"]["fingerprint"] != now["dataset"]["fingerprint"]:
+        problems.append(f"training data: {_data(then)} then, {_data(now)} now")
+    if problems:
+        raise ValueError(
+            f"cannot resume from {where}: it belongs to another run\n  "
+            + "\n  ".join(problems)
+            + "\nGo back to the settings of that run, or choose another train.output_dir "
+            "(train.init_checkpoint starts a new run from these weights)."
+        )
+    for what in ("torch", "predet", "device"):
+        if then[what] != now[what]:
+            logger.warning(
+                "%s was '%s' when the checkpoint was written and is '%s' now: the run goes on, "
+                "but not to the bit",
+                what,
+                then[what],
+                now[what],
+            )
+
+
+def changed_keys(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """One line for each config key that differs and matters to the result."""
+    lines = []
+    for key in sorted({*then, *now}):
+        if _RUN_TIME_KEYS.fullmatch(key) or then.get(key) == now.get(key):
+            continue
+        lines.append(f"{key}: {then.get(key, 'not set')} then, {now.get(key, 'not set')} now")
+    return lines
+
+
+def _data(provenance: Mapping[str, Any]) -> str:
+    data = provenance["dataset"]
+    return (
+        f"{data['name']} with {data['images']} images, {data['boxes']} boxes, "
+        f"classes {', '.join(provenance['class_names'])} (fingerprint {data['fingerprint'][:12]})"
+    )

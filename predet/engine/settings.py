@@ -1,0 +1,122 @@
+"""The options of the section `train`, checked once when a run begins."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+AUTO_REINIT = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How to train, apart from model, data, optimiser and schedule.
+
+    Args:
+        max_iter: optimiser steps of the whole run.
+        output_dir: everything the run makes lies here.
+        init_checkpoint: weights to start from (a fresh run) or to evaluate; empty: none.
+        reinit: dotted names that keep their fresh values when `init_checkpoint` is loaded, or
+            "auto": the class head, if the ordered class names of checkpoint and data differ.
+        seed: every random number of step s on rank r comes from (seed, s, r).
+        device: "cuda" (falls back to "cpu", said in the log) or "cpu".
+        precision: "fp32"; "bf16" or "fp16" by autocast (fp16 with a gradient scaler).
+        accumulation_steps: batches summed into one optimiser step. Their losses are averaged, each
+            normalised by the number of boxes of its own batch.
+        clip_grad_norm: largest 2-norm of the whole gradient, or None.
+        ema_decay: decay a step of the averaged weights, or None for no average.
+        log_period, eval_period, checkpoint_period: in optimiser steps; 0 switches periodic
+            evaluation or checkpoints off (the end of the run has both all the same).
+        compile: run the model through torch.compile.
+        channels_last: keep 4-d weights in the channels-last layout.
+        find_unused_parameters: of DistributedDataParallel; slow, and not needed by our models.
+        on_bad_sample: "skip" or "error"; for the loaders, which refer to it.
+    """
+
+    max_iter: int
+    output_dir: str = "./output"
+    init_checkpoint: str = ""
+    reinit: tuple[str, ...] | str = ()
+    seed: int = 0
+    device: str = "cuda"
+    precision: str = "fp32"
+    accumulation_steps: int = 1
+    clip_grad_norm: float | None = 0.1
+    ema_decay: float | None = None
+    log_period: int = 20
+    eval_period: int = 5000
+    checkpoint_period: int = 1000
+    compile: bool = False
+    channels_last: bool = False
+    find_unused_parameters: bool = False
+    on_bad_sample: str = "skip"
+
+    def __post_init__(self) -> None:
+        for name in ("max_iter", "accumulation_steps", "log_period"):
+            self._check_int(name, least=1)
+        for name in ("seed", "eval_period", "checkpoint_period"):
+            self._check_int(name, least=0)
+        for name in ("output_dir", "init_checkpoint", "device"):
+            self._check(name, isinstance(getattr(self, name), str), "a text")
+        for name in ("compile", "channels_last", "find_unused_parameters"):
+            self._check(name, isinstance(getattr(self, name), bool), "True or False")
+        self._check("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
+        self._check("on_bad_sample", self.on_bad_sample in ("skip", "error"), "skip or error")
+        clip, decay = self.clip_grad_norm, self.ema_decay
+        self._check("clip_grad_norm", clip is None or _is_number(clip, 0), "a number > 0 or None")
+        self._check(
+            "ema_decay",
+            decay is None or (_is_number(decay, 0) and decay < 1),
+            "a number between 0 and 1 (both excluded) or None",
+        )
+        if isinstance(self.reinit, str):
+            self._check("reinit", self.reinit == AUTO_REINIT, f"a list of names or '{AUTO_REINIT}'")
+        else:
+            object.__setattr__(self, "reinit", tuple(self.reinit))
+
+    def _check_int(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, float) and value.is_integer():  # 9e4 on the command line
+            object.__setattr__(self, name, int(value))
+            value = int(value)
+        right = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        self._check(name, right, f"a whole number >= {least}")
+
+    def _check(self, name: str, right: bool, expected: str) -> None:
+        if not right:
+            raise ValueError(f"train.{name}: expected {expected}, got {getattr(self, name)!r}")
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Every option with its default (`dataclasses.MISSING` where it must be given)."""
+        return {field.name: field.default for field in dataclasses.fields(cls)}
+
+    @classmethod
+    def from_config(cls, section: Mapping[str, Any]) -> TrainSettings:
+        """Check and convert the section `train` of a config.
+
+        Raises:
+            ValueError: an unknown key (with the nearest known one), or a value out of range.
+        """
+        known = cls.defaults()
+        for name in section:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=3)
+                raise ValueError(
+                    f"unknown key 'train.{name}'"
+                    + (f"; nearest: {', '.join(f'train.{n}' for n in near)}" if near else "")
+                    + f"; known: {', '.join(known)}"
+                )
+        if "max_iter" not in section:
+            raise ValueError("the config does not set train.max_iter (number of optimiser steps)")
+        return cls(**dict(section))
+
+
+def _is_number(value: Any, above: float) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value > above
