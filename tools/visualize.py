@@ -1,0 +1,241 @@
+#!/usr/bin/env python
+"""Pictures of what goes in and what comes out, as PNG files.
+
+tools/visualize.py detections --config-file C --weights [NAME=]FILE ... --output out.png
+    annotations and detections side by side, a panel for each --weights; images of the config's
+    test set, or of --images and --split
+tools/visualize.py store --store STORE --images DIR [--split S] --output out.png
+    the boxes of a box store: pseudo-labels, region proposals, imported boxes
+tools/visualize.py batch --config-file C --output out.png [key=value ...]
+    what training sees: the first images of the train loader after augmentation, with targets
+tools/visualize.py curves [NAME=]RUN ... --output out.png
+    losses and AP of one or several runs (their output folders), drawn over each other
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import open_dict
+
+from predet.checkpoint import read_checkpoint
+from predet.d2 import instantiate
+from predet.data.box_store import BoxRow, BoxStore
+from predet.data.dataset import DetectionDataset
+from predet.data.formats import load_dataset
+from predet.data.images import BadSampleError
+from predet.data.sampling import test_rng
+from predet.engine.config import load_config
+from predet.engine.inference import load_trained, trained_classes
+from predet.engine.log import setup_logging
+from predet.visualize import (
+    Panel,
+    comparison,
+    contact_sheet,
+    draw_detections,
+    learning_curves,
+    save_png,
+)
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
+    setup_logging()
+    try:
+        path = args.draw(args)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    print(path)
+
+
+def detections(args: argparse.Namespace) -> Path:
+    """Annotations beside the detections of one or several checkpoints of one config."""
+    cfg = load_config(args.config_file, args.opts)
+    dataset = _dataset(args) if args.images else instantiate(cfg.dataloader.test.dataset)
+    mapper = instantiate(cfg.dataloader.test.mapper)
+    indices = _draw(dataset, args)
+    found: dict[str, dict[str, BoxRow]] = {}
+    names: tuple[str, ...] = ()
+    for weights in args.weights:
+        heading, file = _named(weights, default="detections")
+        state = read_checkpoint(file)
+        known = trained_classes(cfg, state)
+        if names and known != names:
+            raise ValueError(
+                f"{file} was trained on {list(known)}, the one before on {list(names)}"
+            )
+        names = known
+        detector = load_trained(cfg, state, DEVICE)
+        found[heading] = _detect(detector, dataset, indices, mapper)
+    return draw_detections(
+        args.output,
+        dataset=dataset,
+        indices=indices,
+        predictions=found,
+        class_names=names,
+        score_threshold=args.score_threshold,
+        top_k=args.top_k,
+        title=args.title,
+        columns=args.columns,
+    )
+
+
+@torch.no_grad()
+def _detect(
+    detector: torch.nn.Module, dataset: DetectionDataset, indices: Sequence[int], mapper: Any
+) -> dict[str, BoxRow]:
+    rows = {}
+    for record in (dataset[index] for index in indices):
+        try:
+            sample = mapper(record, test_rng(record.image_id))
+        except BadSampleError:
+            continue
+        found = detector([sample])[0]["instances"].to("cpu")
+        rows[record.key] = BoxRow(
+            record.key,
+            sample["height"],
+            sample["width"],
+            found.pred_boxes.tensor.numpy(),
+            found.scores.numpy(),
+            found.pred_classes.numpy(),
+        )
+    return rows
+
+
+def store(args: argparse.Namespace) -> Path:
+    """The boxes of a store on their images."""
+    boxes = BoxStore(args.store, allow_partial=True)
+    dataset = _dataset(args)
+    held = [index for index in range(len(dataset)) if dataset.key(index) in boxes]
+    if not held:
+        raise ValueError(
+            f"box store {args.store} holds none of the images of {args.images}: it has "
+            f"'{next(iter(boxes.keys), 'nothing')}', the images are '{dataset.key(0)}', ..."
+        )
+    dataset = dataset.select(held)
+    return draw_detections(
+        args.output,
+        dataset=dataset,
+        indices=_draw(dataset, args),
+        predictions={boxes.meta["method"]: boxes},
+        class_names=boxes.class_names or ("object",),
+        score_threshold=args.score_threshold,
+        top_k=args.top_k,
+        title=args.title,
+        columns=args.columns,
+    )
+
+
+def batch(args: argparse.Namespace) -> Path:
+    """The first images that training sees, augmented, with their targets."""
+    cfg = load_config(args.config_file, args.opts)
+    with open_dict(cfg):
+        cfg.dataloader.train.num_workers = 0
+    loader = instantiate(cfg.dataloader.train)
+    names = loader.dataset.class_names
+    pictures: list[np.ndarray] = []
+    for samples in loader.batches(args.start_step):
+        for sample in samples[: args.num_images - len(pictures)]:
+            targets = sample["instances"]
+            image = sample["image"].permute(1, 2, 0).contiguous().numpy()
+            panel = Panel(
+                f"{len(targets)} targets, {image.shape[1]} x {image.shape[0]} pixels",
+                targets.gt_boxes.tensor.numpy(),
+                targets.gt_classes.numpy(),
+            )
+            pictures.append(
+                comparison(
+                    image, [panel], class_names=names, title=sample["key"], panel_width=args.width
+                )
+            )
+        if len(pictures) == args.num_images:
+            break
+    sheet = contact_sheet(pictures, columns=args.columns, title=args.title, class_names=names)
+    return save_png(args.output, sheet)
+
+
+def curves(args: argparse.Namespace) -> Path:
+    """Learning curves of runs."""
+    runs: dict[str, str] = {}
+    for run in args.runs:
+        name, place = _named(run, default=None)
+        if name in runs:
+            raise ValueError(f"two runs are called '{name}': name them, NAME=FOLDER")
+        runs[name] = place
+    return learning_curves(runs, args.output, title=args.title)
+
+
+def _dataset(args: argparse.Namespace) -> DetectionDataset:
+    return load_dataset(args.images, split=args.split, image_root=args.image_root)
+
+
+def _draw(dataset: DetectionDataset, args: argparse.Namespace) -> list[int]:
+    """Images drawn by seed, in the order of the data set."""
+    count = min(args.num_images, len(dataset))
+    return sorted(np.random.default_rng(args.seed).permutation(len(dataset))[:count].tolist())
+
+
+def _named(text: str, default: str | None) -> tuple[str, str]:
+    """ "NAME=PLACE" or "PLACE"; the name of the latter is `default`, or the place's own."""
+    name, equals, place = text.partition("=")
+    if equals and not Path(text).exists():
+        return name, place
+    return default or Path(text).resolve().name, text
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="detections|store|batch|curves")
+
+    def command(name: str, draw: Any, columns: int | None) -> Any:
+        sub = commands.add_parser(name, help=draw.__doc__)
+        sub.set_defaults(draw=draw)
+        sub.add_argument("--output", required=True, metavar="PNG", help="picture to write")
+        sub.add_argument("--title", default="", help="line above everything")
+        if columns:
+            sub.add_argument("--num-images", type=int, default=8, help="(default: 8)")
+            sub.add_argument("--columns", type=int, default=columns, help="images in a row")
+        return sub.add_argument
+
+    def choice(add: Any, threshold: float) -> None:
+        add("--split", help="split of the data set")
+        add("--image-root", help="where a COCO file's names begin")
+        add("--seed", type=int, default=0, help="draws the images (default: 0)")
+        add("--score-threshold", type=float, default=threshold, help=f"(default: {threshold})")
+        add("--top-k", type=int, help="the most boxes of an image (default: all)")
+
+    add = command("detections", detections, columns=2)
+    add("--config-file", required=True, metavar="FILE")
+    add("--weights", required=True, action="append", metavar="[NAME=]FILE", help="may be repeated")
+    add("--images", help="folder or data set (default: the config's test set)")
+    choice(add, threshold=0.3)
+    add("opts", nargs="*", metavar="key=value", help="changes to the config")
+
+    add = command("store", store, columns=2)
+    add("--store", required=True, help="folder of the box store")
+    add("--images", required=True, help="folder or data set that the store was made from")
+    choice(add, threshold=0.0)
+
+    add = command("batch", batch, columns=4)
+    add("--config-file", required=True, metavar="FILE")
+    add("--start-step", type=int, default=0, help="training step to begin at (default: 0)")
+    add("--width", type=int, default=320, help="pixels of an image (default: 320)")
+    add("opts", nargs="*", metavar="key=value", help="changes to the config")
+
+    add = command("curves", curves, columns=None)
+    add("runs", nargs="+", metavar="[NAME=]RUN", help="output folder or metrics.jsonl of a run")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
