@@ -1,0 +1,61 @@
+"""The command line around box stores."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from predet.data.box_store import BoxStore
+from predet.data.scenes import make_scenes
+
+TOOL = Path(__file__).parents[2] / "tools" / "box_store.py"
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("box_store_tool", TOOL)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_import_show_and_export(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = make_scenes(tmp_path / "scenes", num_images=4, image_size=64, num_classes=3, seed=0)
+    count = len(json.loads(Path(truth).read_text())["annotations"])
+    images = ["--images", str(tmp_path / "scenes")]
+    store, results = str(tmp_path / "store"), str(tmp_path / "results.json")
+    tool.main(["import", str(truth), "--output", store, "--method", "drawn", *images])
+    assert f"4 images, {count} boxes" in capsys.readouterr().out
+
+    tool.main(["show", store])
+    shown = capsys.readouterr().out
+    assert '"method": "drawn"' in shown
+    assert f"4 images, {count} boxes" in shown
+    assert f"score >= 0.7: {count / 4:.2f} an image" in shown
+    key = BoxStore(store).keys[0]
+    tool.main(["show", store, "--key", key])
+    assert f"{key}: 64 x 64 pixels" in capsys.readouterr().out
+
+    tool.main(["export", store, "--output", results, "--results", *images])
+    tool.main(["import", results, "--output", str(tmp_path / "again"), *images])
+    for row, other in zip(BoxStore(store), BoxStore(tmp_path / "again"), strict=True):
+        assert row.key == other.key
+        assert row.boxes.tolist() == other.boxes.tolist()
+        assert row.classes.tolist() == other.classes.tolist()
+
+
+def test_errors_are_one_line(tool: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="error: no box store in"):
+        tool.main(["show", str(tmp_path)])
+    truth = make_scenes(tmp_path / "scenes", num_images=1, image_size=64, num_classes=3, seed=0)
+    tool.main(["import", str(truth), "--output", str(tmp_path / "store")])
+    with pytest.raises(SystemExit, match=r"error: box store .* holds no image 'x\.png'"):
+        tool.main(["show", str(tmp_path / "store"), "--key", "x.png"])
