@@ -1,0 +1,39 @@
+"""Self-training on a box store: unlabelled images, a teacher's boxes, any detector.
+
+Users set `data.unlabeled` (the images), `data.store` (the boxes) and `data.selection` (which of
+them count). A recipe takes `data`, `dataloader` and `pretrain(detector)` from here.
+"""
+
+from omegaconf import DictConfig
+
+from predet.d2 import LazyCall as L
+from predet.data.pseudo_labels import pseudo_labelled
+from predet.data.sources import load_images
+from predet.pretext.semantic_targets import KeepClasses
+from predet.projects.self_training import SelfTraining
+
+from .data import data, dataloader
+
+data.unlabeled = dict(source="datasets/unlabeled", split=None, image_root=None)
+data.store = "output/pseudo_labels"
+data.selection = dict(top_k=30, score_threshold=0.0, empty="keep")
+del data.train
+
+dataloader.train.dataset = L(pseudo_labelled)(
+    dataset=L(load_images)(
+        source="${data.unlabeled.source}",
+        split="${data.unlabeled.split}",
+        image_root="${data.unlabeled.image_root}",
+    ),
+    store="${data.store}",
+    top_k="${data.selection.top_k}",
+    score_threshold="${data.selection.score_threshold}",
+    empty="${data.selection.empty}",
+)
+
+
+def pretrain(detector: DictConfig) -> DictConfig:
+    """The meta-architecture that pre-trains `detector` on the store's boxes and classes."""
+    return L(SelfTraining)(
+        detector=detector, semantic_target=L(KeepClasses)(), freeze_backbone="auto"
+    )

@@ -1,0 +1,15 @@
+"""Self-training of the small two-stage Deformable DETR on a store of pseudo-labels.
+
+Run: tools/lazyconfig_train_net.py --config-file configs/small/selftrain.py --num-gpus 0 \\
+    data.unlabeled.source=IMAGES data.store=STORE
+"""
+
+from ..common.self_training import data, pretrain
+from ..common.self_training import dataloader as unlabeled
+from .deformable_detr import dataloader, lr_multiplier, model, optimizer, train
+
+model = pretrain(model)
+dataloader.train.dataset = unlabeled.train.dataset
+dataloader.test = None
+
+train.output_dir = "output/small/selftrain"

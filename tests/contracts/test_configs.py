@@ -1,0 +1,188 @@
+"""Every shipped config loads, and its model trains and detects, at reduced width."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from predet.checkpoint import load_detector
+from predet.d2 import Boxes, Instances, instantiate
+from predet.engine.build import build_optimizer
+from predet.engine.config import load_config, require_sections
+from predet.engine.config_text import save_resolved
+from predet.engine.settings import TrainSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "configs").rglob("*.py")
+    if path.name != "__init__.py" and "common" not in path.parts
+)
+NUM_CLASSES = 3
+# What makes a model small, wherever a config has a key of this name.
+SMALL = {
+    "depth": 18,
+    "weights": None,
+    "allow_random_frozen": True,
+    "hidden_dim": 32,
+    "ffn_dim": 64,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 2,
+    "num_heads": 4,
+    "num_queries": 12,
+}
+
+
+def shrink(node: DictConfig) -> None:
+    """Reduce every width below `node`; `allow_random_frozen` is added to backbones."""
+    if "depth" in node:
+        node.allow_random_frozen = True
+    for key in list(node.keys()):
+        child = node._get_node(key)
+        if isinstance(child, DictConfig):
+            shrink(child)
+        elif key in SMALL and not (key == "weights" and "depth" not in node):
+            node[key] = SMALL[key]
+
+
+@pytest.fixture(params=CONFIGS)
+def small_config(request: pytest.FixtureRequest) -> DictConfig:
+    cfg = load_config(ROOT / request.param, [])
+    OmegaConf.set_struct(cfg, False)
+    shrink(cfg.model)
+    cfg.data.num_classes = NUM_CLASSES
+    return cfg
+
+
+def sample(height: int, width: int, boxes: list[list[float]], classes: list[int]) -> dict:
+    rng = np.random.default_rng(height * width)
+    pixels = rng.integers(0, 256, (3, height, width), dtype=np.uint8)
+    instances = Instances((height, width))
+    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+    return {
+        "image": torch.from_numpy(pixels),
+        "instances": instances,
+        "height": 2 * height,
+        "width": 2 * width,
+        "image_id": 0,
+        "file_name": f"{height}x{width}",
+    }
+
+
+def batch() -> list[dict]:
+    """Two images of unlike sizes; one of them has no objects."""
+    return [
+        sample(96, 80, [[8, 8, 40, 50], [30, 20, 70, 90]], [0, 2]),
+        sample(64, 96, [], []),
+    ]
+
+
+def test_configs_are_found() -> None:
+    assert len(CONFIGS) >= 10
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_config_loads_and_its_settings_are_valid(config: str) -> None:
+    cfg = load_config(ROOT / config, [])
+    require_sections(cfg)
+    settings = TrainSettings.from_config(cfg.train)
+    assert settings.max_iter >= 100
+    schedule = instantiate(cfg.lr_multiplier)
+    assert schedule(0.5) == pytest.approx(1.0)
+    assert 0 < schedule(1 - 1 / settings.max_iter) < 0.2
+    assert Path(settings.output_dir).name in Path(config).stem or config.startswith("configs/")
+
+
+def test_small_model_steps(small_config: DictConfig) -> None:
+    torch.manual_seed(0)
+    model = instantiate(small_config.model).train()
+    optimizer = build_optimizer(small_config, model)
+    frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    losses = model(batch())
+    assert {"loss_class", "loss_bbox", "loss_giou"} <= set(losses)
+    assert all(value.ndim == 0 and value.isfinite() for value in losses.values())
+    sum(losses.values()).backward()
+    unused = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not unused
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    optimizer.step()
+    moved = [n for n, p in model.named_parameters() if n in before and not p.equal(before[n])]
+    # Not all: behind a last layer that starts at zero, the gradient of the first step is zero.
+    assert len(moved) > 0.8 * len(before)
+    assert all(p.equal(frozen[n]) for n, p in model.named_parameters() if n in frozen)
+
+
+def test_small_model_trains_without_any_target(small_config: DictConfig) -> None:
+    torch.manual_seed(0)
+    model = instantiate(small_config.model).train()
+    losses = model([sample(64, 96, [], []), sample(96, 64, [], [])])
+    total = sum(losses.values())
+    assert total.isfinite()
+    total.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_small_model_detects_in_the_original_frame(small_config: DictConfig) -> None:
+    torch.manual_seed(0)
+    model = instantiate(small_config.model).eval()
+    with torch.no_grad():
+        outputs = model(batch())
+    for image, output in zip(batch(), outputs, strict=True):
+        instances = output["instances"]
+        assert instances.image_size == (image["height"], image["width"])
+        assert 0 < len(instances) <= 12 * NUM_CLASSES
+        boxes = instances.pred_boxes.tensor
+        limit = torch.tensor([image["width"], image["height"]] * 2)
+        assert (boxes >= 0).all()
+        assert (boxes <= limit).all()
+        assert boxes.max() > image["image"].shape[1]  # not in the frame of the resized image
+        assert ((instances.scores > 0) & (instances.scores < 1)).all()
+        assert ((instances.pred_classes >= 0) & (instances.pred_classes < NUM_CLASSES)).all()
+
+
+def test_small_model_round_trips_its_state(small_config: DictConfig, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = instantiate(small_config.model).eval()
+    torch.save({"model": model.state_dict()}, tmp_path / "weights.pth")
+    torch.manual_seed(1)
+    other = instantiate(small_config.model).eval()
+    with torch.no_grad():
+        expected = model(batch())
+        assert not torch.equal(expected[0]["instances"].scores, other(batch())[0]["instances"].scores)
+        other.load_state_dict(torch.load(tmp_path / "weights.pth", weights_only=True)["model"])
+        loaded = other(batch())
+    for first, second in zip(expected, loaded, strict=True):
+        assert torch.equal(first["instances"].scores, second["instances"].scores)
+        assert torch.equal(
+            first["instances"].pred_boxes.tensor, second["instances"].pred_boxes.tensor
+        )
+
+
+def test_detector_transfers_out_of_any_model(small_config: DictConfig) -> None:
+    """What survives pre-training is the detector, whole, and nothing else."""
+    torch.manual_seed(0)
+    model = instantiate(small_config.model)
+    detector_config = small_config.model.get("detector", small_config.model)
+    torch.manual_seed(1)
+    detector = instantiate(detector_config)
+    load_detector(detector, {"model": model.state_dict()})
+    source = getattr(model, "detector", model).state_dict()
+    assert source.keys() == detector.state_dict().keys()
+    assert all(value.equal(source[name]) for name, value in detector.state_dict().items())
+
+
+def test_resolved_config_builds_the_same_model(small_config: DictConfig, tmp_path: Path) -> None:
+    path = tmp_path / "config.resolved.py"
+    save_resolved(small_config, path)
+    again = load_config(path, [])
+    shapes = [
+        {name: tuple(value.shape) for name, value in instantiate(cfg.model).state_dict().items()}
+        for cfg in (small_config, again)
+    ]
+    assert json.dumps(shapes[0]) == json.dumps(shapes[1])

@@ -1,0 +1,86 @@
+"""What a user installs: sdist -> wheel -> import in another folder, without the repository."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROBE = """
+import predet, predet.projects.deformable_detr, predet.configs.common, predet.d2
+from predet.engine.config import load_config
+from predet.ops import extension
+assert not predet.__file__.startswith({root!r}), predet.__file__
+config = load_config("configs/tiny/deformable_detr.py", [])
+print("native", extension.is_available(), "queries", config.model.num_queries)
+"""
+
+
+def run(*command: str | Path, cwd: Path, **env: str) -> str:
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("sdist")
+    run(sys.executable, "-m", "build", "--sdist", "--outdir", target, ROOT, cwd=target)
+    return next(target.glob("predet-*.tar.gz"))
+
+
+def import_from(wheel: Path, folder: Path) -> str:
+    """Unpack a wheel, and import it from there with this environment's dependencies."""
+    site = folder / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    # -P and PYTHONPATH: the unpacked wheel comes before the editable install, the folder does not.
+    return run(sys.executable, "-c", PROBE.format(root=str(ROOT)), cwd=folder, PYTHONPATH=str(site))
+
+
+def build_wheel(sdist: Path, target: Path, **env: str) -> Path:
+    pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", target, sdist)
+    run(*pip, cwd=target, **env)
+    return next(target.glob("predet-*.whl"))
+
+
+@pytest.mark.slow
+def test_sdist_holds_all_sources(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        held = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    for folder in ("csrc", "predet", "projects", "configs", "tools"):
+        for path in (ROOT / folder).rglob("*"):
+            relative = path.relative_to(ROOT).as_posix()
+            if path.is_file() and path.suffix in {".py", ".h", ".cpp", ".cu", ".cuh", ".md"}:
+                assert relative in held, f"the sdist lacks {relative}"
+
+
+@pytest.mark.slow
+def test_wheel_from_sdist_imports_elsewhere(sdist: Path, tmp_path: Path) -> None:
+    wheel = build_wheel(sdist, tmp_path)
+    assert "native True" in import_from(wheel, tmp_path)
+
+
+@pytest.mark.slow
+def test_wheel_without_a_compiler_falls_back(sdist: Path, tmp_path: Path) -> None:
+    wheel = build_wheel(sdist, tmp_path, CC="no-such-compiler", CXX="no-such-compiler")
+    assert "native False" in import_from(wheel, tmp_path)
+
+
+@pytest.mark.slow
+def test_console_entry_is_the_tool() -> None:
+    entry = run(Path(sys.executable).parent / "predet-train", "--help", cwd=ROOT)
+    tool = run(sys.executable, "tools/lazyconfig_train_net.py", "--help", cwd=ROOT)
+    assert entry.splitlines()[1:] == tool.splitlines()[1:]
