@@ -1,6 +1,7 @@
 """Deformable DETR with a ResNet-50 on COCO, 50 epochs: one-stage, without refinement.
 
-Run: tools/lazyconfig_train_net.py --config-file configs/deformable_detr_r50_coco_50ep.py --num-gpus 8
+Run: tools/lazyconfig_train_net.py --config-file configs/deformable_detr_r50_coco_50ep.py \\
+    --num-gpus 8
 Published: 44.5 AP. Not trained by us yet.
 """
 

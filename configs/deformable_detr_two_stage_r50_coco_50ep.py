@@ -1,7 +1,7 @@
 """Two-stage Deformable DETR on COCO, 50 epochs; also the fine-tuning of pre-trained students.
 
-Run: tools/lazyconfig_train_net.py --config-file configs/deformable_detr_two_stage_r50_coco_50ep.py \\
-    --num-gpus 8
+Run: tools/lazyconfig_train_net.py --num-gpus 8 \\
+    --config-file configs/deformable_detr_two_stage_r50_coco_50ep.py
 Fine-tune: the same with train.init_checkpoint=PRETRAINED train.reinit=auto
 Published from ImageNet weights alone: 46.9 AP. Not trained by us yet.
 """

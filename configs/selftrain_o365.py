@@ -12,9 +12,10 @@ Run: tools/lazyconfig_train_net.py --config-file configs/selftrain_o365.py --num
         train.init_checkpoint=output/selftrain_o365/checkpoints/last.pth
 
 From the paper's text that we have: data, teacher, top-30 boxes, pseudo-classes, one round. Ours,
-because it does not tell: two-stage variant; length, learning rate and batch (DETReg's and Deformable
-DETR's); backbone frozen if and only if its weights are pre-trained (`model.freeze_backbone`); class
-head kept for fine-tuning if and only if the ordered class names are equal (`train.reinit=auto`).
+because it does not tell: two-stage variant; length, learning rate and batch (DETReg's and those of
+Deformable DETR); backbone frozen if and only if its weights are pre-trained
+(`model.freeze_backbone`); class head kept for fine-tuning if and only if the ordered class names
+are equal (`train.reinit=auto`).
 For the variant "confidence above 0.5": data.selection.top_k=None data.selection.score_threshold=0.5
 """
 

@@ -22,7 +22,7 @@ ALLOWED = {
     "checkpoint": set(),
     "evaluation": {"ops", "data"},
     "visualize": {"ops", "data"},
-    "engine": {"ops", "data", "checkpoint", "evaluation", "visualize"},
+    "engine": {"ops", "data", "checkpoint", "evaluation", "visualize", "configs"},  # to find them
 }
 PROJECT_MAY_USE = {
     "detr": set(),

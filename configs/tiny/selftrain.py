@@ -4,8 +4,8 @@ Run: tools/lazyconfig_train_net.py --config-file configs/tiny/selftrain.py --num
     data.unlabeled.source=IMAGES data.store=STORE
 """
 
-from ..common.self_training import dataloader as unlabeled
 from ..common.self_training import data, pretrain
+from ..common.self_training import dataloader as unlabeled
 from .deformable_detr import dataloader, lr_multiplier, model, optimizer, train
 
 model = pretrain(model)

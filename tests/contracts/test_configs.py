@@ -154,7 +154,9 @@ def test_small_model_round_trips_its_state(small_config: DictConfig, tmp_path: P
     other = instantiate(small_config.model).eval()
     with torch.no_grad():
         expected = model(batch())
-        assert not torch.equal(expected[0]["instances"].scores, other(batch())[0]["instances"].scores)
+        assert not torch.equal(
+            expected[0]["instances"].scores, other(batch())[0]["instances"].scores
+        )
         other.load_state_dict(torch.load(tmp_path / "weights.pth", weights_only=True)["model"])
         loaded = other(batch())
     for first, second in zip(expected, loaded, strict=True):

@@ -1,0 +1,185 @@
+#!/usr/bin/env python
+"""The whole chain of self-training on one's own images: from few labels to a fine-tuned student.
+
+    tools/self_train.py --labeled mydata --labeled-split train --test mydata --test-split val \\
+        --unlabeled photos --output output/mine
+
+1. teacher       train the detector on the labelled images
+2. pseudo_labels its boxes on the unlabelled images, into a box store
+3. pretrain      train a new detector, whole, on these boxes
+4. finetune      train that one on the labelled images
+
+Each stage is one of the other commands, printed as it starts. A stage that has finished is not run
+again and one that was killed goes on where it stopped: after an interruption run the same command.
+At the end AP of teacher and student on the test images, the time of each stage, and pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from predet.engine.chain import Stage, StageFailed, StageRecord, run_chain
+from predet.engine.log import setup_logging
+
+TOOLS = Path(__file__).resolve().parent
+METRICS = ("AP", "AP50", "AP75", "AR100")
+PICTURES = ("detections.png", "pseudo_labels.png", "curves.png")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
+    setup_logging()
+    output = Path(args.output)
+    try:
+        records = run_chain(chain(args), output)
+    except (ValueError, StageFailed) as error:
+        sys.exit(f"error: {error}")
+    results = {name: read_results(output / name) for name in ("teacher", "finetune")}
+    text = summary(results, records, output)
+    (output / "summary.txt").write_text(text)
+    print(text)
+
+
+def chain(args: argparse.Namespace) -> list[Stage]:
+    """The stages as commands."""
+    output = Path(args.output)
+    teacher, store, pretrain = output / "teacher", output / "pseudo_labels", output / "pretrain"
+    finetune, pictures = output / "finetune", output / "pictures"
+    labels = {
+        "data.train.source": args.labeled,
+        "data.train.split": args.labeled_split,
+        "data.train.num_images": args.num_labeled,
+        "data.train.seed": args.label_seed,
+        "data.test.source": args.test,
+        "data.test.split": args.test_split,
+    }
+    unlabeled = {
+        "data.unlabeled.source": args.unlabeled,
+        "data.unlabeled.split": args.unlabeled_split,
+        "data.store": store,
+    }
+    initial = {"train.init_checkpoint": last(pretrain), "train.reinit": "auto"}
+    label = tool(
+        *("pseudo_label.py", "--config-file", teacher / "config.resolved.py"),
+        *("--weights", last(teacher), "--images", args.unlabeled, "--output", store),
+        *(("--split", args.unlabeled_split) if args.unlabeled_split else ()),
+        *("--num-gpus", args.num_gpus),
+    )
+    return [
+        Stage("teacher", train(args, args.detector_config, teacher, labels, args.teacher)),
+        Stage("pseudo_labels", label),
+        Stage("pretrain", train(args, args.pretrain_config, pretrain, unlabeled, args.pretrain)),
+        Stage(
+            "finetune",
+            train(args, args.detector_config, finetune, labels | initial, args.finetune),
+        ),
+        *pictures_of(args, teacher, store, pretrain, finetune, pictures),
+    ]
+
+
+def pictures_of(
+    args: argparse.Namespace, teacher: Path, store: Path, pretrain: Path, student: Path, to: Path
+) -> list[Stage]:
+    """Detections of teacher and student side by side, pseudo-labels, learning curves."""
+    detections = tool(
+        *("visualize.py", "detections", "--config-file", student / "config.resolved.py"),
+        *("--weights", f"teacher={last(teacher)}", f"student={last(student)}"),
+        *("--output", to / PICTURES[0]),
+    )
+    labels = tool(
+        *("visualize.py", "store", "--store", store, "--images", args.unlabeled),
+        *(("--split", args.unlabeled_split) if args.unlabeled_split else ()),
+        *("--output", to / PICTURES[1]),
+    )
+    runs = (f"{run.name}={run}" for run in (teacher, pretrain, student))
+    curves = tool("visualize.py", "curves", *runs, "--output", to / PICTURES[2])
+    names = ("draw_detections", "draw_pseudo_labels", "draw_curves")
+    return [Stage(*pair) for pair in zip(names, (detections, labels, curves), strict=True)]
+
+
+def train(
+    args: argparse.Namespace,
+    config: str,
+    output: Path,
+    keys: Mapping[str, object],
+    more: Sequence[str],
+) -> tuple[str, ...]:
+    """A training command that goes on where it stopped. Keys without a value are left alone."""
+    overrides = [f"{key}={value}" for key, value in keys.items() if value is not None]
+    return tool(
+        *("lazyconfig_train_net.py", "--config-file", config, "--num-gpus", args.num_gpus),
+        *("--resume", *overrides, f"train.output_dir={output}", *more),
+    )
+
+
+def tool(name: str, *arguments: object) -> tuple[str, ...]:
+    return (sys.executable, str(TOOLS / name), *map(str, arguments))
+
+
+def last(run: Path) -> Path:
+    return run / "checkpoints" / "last.pth"
+
+
+def read_results(run: Path) -> dict[str, float]:
+    """The last evaluation of a run."""
+    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [row for row in rows if "AP" in row][-1]
+
+
+def summary(
+    results: Mapping[str, Mapping[str, float]], records: Sequence[StageRecord], output: Path
+) -> str:
+    teacher, student = results["teacher"], results["finetune"]
+    lines = ["", "on the test images" + "".join(f"{name:>9}" for name in METRICS)]
+    for name, row in (("teacher, few labels only", teacher), ("student, pre-trained", student)):
+        lines.append(f"  {name:<24}"[:26] + "".join(f"{row[m]:>9.1f}" for m in METRICS)[8:])
+    lines += ["", "wall time"]
+    lines += [f"  {record.name:<20}{record.seconds:>8.0f} s" for record in records]
+    lines.append(f"  {'total':<20}{sum(r.seconds for r in records):>8.0f} s")
+    lines += ["", "pictures", *(f"  {output / 'pictures' / name}" for name in PICTURES), ""]
+    return "\n".join(lines)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    data = "a folder, a COCO JSON or a registered name, as for data.train.source"
+    parser.add_argument("--labeled", required=True, help=f"labelled images: {data}")
+    parser.add_argument("--labeled-split", help="its split, where it has splits")
+    parser.add_argument("--num-labeled", type=int, help="draw so many of them (default: all)")
+    parser.add_argument("--label-seed", type=int, default=0, help="of that draw (default: 0)")
+    parser.add_argument("--test", required=True, help="images to evaluate on")
+    parser.add_argument("--test-split")
+    parser.add_argument("--unlabeled", required=True, help="images to label; labels are not read")
+    parser.add_argument("--unlabeled-split")
+    parser.add_argument("--output", required=True, help="everything that is made lies here")
+    parser.add_argument(
+        "--detector-config",
+        default="configs/small/deformable_detr.py",
+        help="of teacher and fine-tuning (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pretrain-config",
+        default="configs/small/selftrain.py",
+        help="(default: %(default)s)",
+    )
+    parser.add_argument("--num-gpus", type=int, default=1, help="0: the CPU (default: 1)")
+    for stage in ("teacher", "pretrain", "finetune"):
+        parser.add_argument(
+            f"--{stage}",
+            type=shlex.split,
+            default=[],
+            metavar="'KEY=VALUE ...'",
+            help=f"overrides of the config in the stage {stage}",
+        )
+    return parser
+
+
+if __name__ == "__main__":
+    main()
