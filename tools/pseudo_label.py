@@ -214,14 +214,18 @@ def report(store: BoxStore, dataset: DetectionDataset) -> None:
             {name: None if math.isnan(value) else value for name, value in result._asdict().items()}
             for result in results
         ]
-        lines = ["against the annotations, IoU 0.5:          same class           any class"]
-        lines += [
-            f"  best {r.top_k:>3} ({r.boxes_per_image:5.1f} an image)  "
-            f"precision {r.precision:6.1%}  recall {r.recall:6.1%}  "
-            f"precision {r.precision_any_class:6.1%}  recall {r.recall_any_class:6.1%}"
-            for r in results
-        ]
-        logger.info("%s", "\n".join(lines))
+        logger.info("against the annotations, IoU 0.5:")
+        for r in results:
+            logger.info(
+                "best %3d (%5.1f an image)  precision %5.1f%%  recall %5.1f%%  "
+                "whatever the class: precision %5.1f%%  recall %5.1f%%",
+                r.top_k,
+                r.boxes_per_image,
+                100 * r.precision,
+                100 * r.recall,
+                100 * r.precision_any_class,
+                100 * r.recall_any_class,
+            )
     temporary = store.path / ".report.json.tmp"
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(temporary, store.path / "report.json")

@@ -71,13 +71,10 @@ def chain(args: argparse.Namespace) -> list[Stage]:
         *("--num-gpus", args.num_gpus),
     )
     return [
-        Stage("teacher", train(args, args.detector_config, teacher, labels, args.teacher)),
-        Stage("pseudo_labels", label),
-        Stage("pretrain", train(args, args.pretrain_config, pretrain, unlabeled, args.pretrain)),
-        Stage(
-            "finetune",
-            train(args, args.detector_config, finetune, labels | initial, args.finetune),
-        ),
+        train(args, args.detector_config, teacher, labels, args.teacher),
+        Stage("pseudo_labels", label, store / "meta.json"),
+        train(args, args.pretrain_config, pretrain, unlabeled, args.pretrain),
+        train(args, args.detector_config, finetune, labels | initial, args.finetune),
         *pictures_of(args, teacher, store, pretrain, finetune, pictures),
     ]
 
@@ -98,8 +95,11 @@ def pictures_of(
     )
     runs = (f"{run.name}={run}" for run in (teacher, pretrain, student))
     curves = tool("visualize.py", "curves", *runs, "--output", to / PICTURES[2])
-    names = ("draw_detections", "draw_pseudo_labels", "draw_curves")
-    return [Stage(*pair) for pair in zip(names, (detections, labels, curves), strict=True)]
+    commands = (detections, labels, curves)
+    return [
+        Stage(f"draw_{Path(name).stem}", command, to / name)
+        for name, command in zip(PICTURES, commands, strict=True)
+    ]
 
 
 def train(
@@ -108,13 +108,14 @@ def train(
     output: Path,
     keys: Mapping[str, object],
     more: Sequence[str],
-) -> tuple[str, ...]:
+) -> Stage:
     """A training command that goes on where it stopped. Keys without a value are left alone."""
     overrides = [f"{key}={value}" for key, value in keys.items() if value is not None]
-    return tool(
+    command = tool(
         *("lazyconfig_train_net.py", "--config-file", config, "--num-gpus", args.num_gpus),
         *("--resume", *overrides, f"train.output_dir={output}", *more),
     )
+    return Stage(output.name, command, output / "results.json")
 
 
 def tool(name: str, *arguments: object) -> tuple[str, ...]:
@@ -126,9 +127,8 @@ def last(run: Path) -> Path:
 
 
 def read_results(run: Path) -> dict[str, float]:
-    """The last evaluation of a run."""
-    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [row for row in rows if "AP" in row][-1]
+    """The last evaluation of a finished run."""
+    return json.loads((run / "results.json").read_text())["results"]
 
 
 def summary(

@@ -21,10 +21,12 @@ logger = logging.getLogger(__name__)
 
 
 class Stage(NamedTuple):
-    """One step of a chain: a name that is unique in the chain and a command with its arguments."""
+    """One step of a chain."""
 
-    name: str
+    name: str  # unique in the chain
     command: tuple[str, ...]
+    # Made last: a training that was asked to stop exits without an error, but is not finished.
+    product: Path
 
 
 class StageRecord(NamedTuple):
@@ -44,7 +46,7 @@ def run_chain(stages: Sequence[Stage], output_dir: str | Path) -> list[StageReco
 
     Raises:
         ValueError: a stage of this name has finished here with another command.
-        StageFailed: a stage failed; what finished before it is kept.
+        StageFailed: a stage failed or was stopped; what finished before it is kept.
     """
     path = Path(output_dir) / "chain.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +66,8 @@ def run_chain(stages: Sequence[Stage], output_dir: str | Path) -> list[StageReco
         _write(path, state)
         if not known["finished"]:
             raise StageFailed(
-                f"stage '{stage.name}' exited with status {known['status']}: "
+                f"stage '{stage.name}' did not finish (exit status {known['status']}, "
+                f"{stage.product} {'exists' if stage.product.exists() else 'was not made'}): "
                 f"{shlex.join(stage.command)}\nRun the same command again to go on from here."
             )
     return [StageRecord(s.name, s.command, state[s.name]["seconds"]) for s in stages]
@@ -77,7 +80,7 @@ def _run_stage(stage: Stage, known: dict) -> None:
     known["command"] = list(stage.command)
     known["seconds"] += time.monotonic() - start
     known["status"] = status
-    known["finished"] = status == 0
+    known["finished"] = status == 0 and stage.product.exists()
 
 
 def _write(path: Path, state: dict) -> None:
