@@ -16,6 +16,7 @@ orientation applied).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -247,21 +248,16 @@ def open_shard(path: Path) -> pq.ParquetFile:
     return pq.ParquetFile(path, memory_map=True, pre_buffer=False, page_checksum_verification=True)
 
 
-class _reading:
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
     """Turns what pyarrow raises on a damaged file into one message that names file and cure."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (pa.ArrowException, OSError)):
-            raise ValueError(
-                f"{self.path} cannot be read ({error}); remove that file and run the command that "
-                "makes the store again: only this shard is made anew"
-            ) from error
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); remove that file and run the command that makes the "
+            "store again: only this shard is made anew"
+        ) from error
 
 
 def _columns(table: pa.Table) -> BoxColumns:

@@ -9,7 +9,8 @@ lose something of (transparency) and all other formats. Rules:
 - Transparent pixels are laid over white, as viewers do: the colours hidden under alpha 0 are
   arbitrary.
 - A file that ends early is refused. OpenCV before release 5 fills what is missing with gray and
-  says nothing, so the end marker is looked for here.
+  says nothing, so the end marker is looked for here. (Damage inside a JPEG that has its end
+  leaves wrong pixels, which no decoder can tell from right ones; PNG has checksums.)
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Loaders of training and test batches.
 
-A batch is a list of the mapper's dicts. Which images a batch holds and how they are augmented is
-in `sampling`; here they are read, in worker processes or not. No global random state is touched.
+A batch is a list of the mapper's dicts. Which images a batch holds, and by which random numbers
+they are augmented, is in `sampling`; how they are read is in `workers`. No global random state is
+touched.
 
 What happens with a sample that cannot be read (`BadSampleError` of the mapper) is the policy
 `on_bad_sample`:
@@ -20,30 +21,26 @@ from __future__ import annotations
 
 import functools
 import logging
-import multiprocessing
-import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
-
-import cv2
-import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any
 
 from predet.d2 import comm
 from predet.data import sampling
-from predet.data.dataset import DetectionDataset, Record
+from predet.data.dataset import DetectionDataset
 from predet.data.images import BadSampleError
+from predet.data.workers import (
+    Loaded,
+    Mapper,
+    TestSamples,
+    TrainSamples,
+    end_at_exit,
+    start_reading,
+)
 
 _logger = logging.getLogger(__name__)
 
-Mapper = Callable[[Record, np.random.Generator], dict[str, Any]]
-
 _POLICIES = ("skip", "error")
-# A worker that is told to stop goes on for this long: a job that is being shut down sends SIGTERM
-# to all its processes, and the main one still needs batches to finish its step and save.
-_SIGTERM_GRACE_SECONDS = 30
 
 
 class BadSamples:
@@ -122,15 +119,14 @@ class TrainLoader:
             world_size=comm.get_world_size(),
         )
         plan(0, 0)  # refuses what does not divide now, not when the first batch is asked for
-        return self._read(_PositionBatches(plan, start_step, accumulation_steps))
-
-    def _read(self, positions: _PositionBatches) -> Iterator[list[dict[str, Any]]]:
-        samples = _TrainSamples(
+        samples = TrainSamples(
             self.dataset, self.mapper, self.stream, self.total_batch_size, self.on_bad_sample
         )
-        loader = _data_loader(samples, self.dataset, self.num_workers, batch_sampler=positions)
-        for batch in loader:
-            yield _unpack(batch, self._bad_samples)
+        positions = _PositionBatches(plan, start_step, accumulation_steps)
+        loaded = start_reading(samples, self.dataset, self.num_workers, batch_sampler=positions)
+        batches = (_unpack(batch, self._bad_samples) for batch in loaded)
+        end_at_exit(batches)
+        return batches
 
     def bad_samples(self) -> BadSamples:
         """What this rank has skipped up to now."""
@@ -166,13 +162,18 @@ class TestLoader:
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         self._bad_samples = BadSamples()
         share = self._share()
-        samples = _TestSamples(self.dataset, self.mapper, share, self.on_bad_sample)
-        loader = _data_loader(
-            samples, self.dataset, self.num_workers, batch_size=self.batch_size, shuffle=False
-        )
+        samples = TestSamples(self.dataset, self.mapper, share, self.on_bad_sample)
+        loaded = start_reading(samples, self.dataset, self.num_workers, batch_size=self.batch_size)
+        batches = self._read(loaded, share)
+        end_at_exit(batches)
+        return batches
+
+    def _read(
+        self, loaded: Iterator[list[Loaded]], share: range
+    ) -> Generator[list[dict[str, Any]], None, None]:
         num_read = 0
-        for loaded in loader:
-            batch = _unpack(loaded, self._bad_samples)
+        for samples in loaded:
+            batch = _unpack(samples, self._bad_samples)
             num_read += len(batch)
             if batch:
                 yield batch
@@ -256,19 +257,6 @@ def build_test_loader(
     )
 
 
-class _Loaded(NamedTuple):
-    """What a worker hands back: a sample, or none, and what it skipped on the way.
-
-    Failures travel as text, for an exception that crosses a process comes out with the traceback
-    of the worker as its message.
-    """
-
-    sample: dict[str, Any] | None
-    skipped: tuple[tuple[str, str], ...] = ()  # key, reason
-    bad_sample: str | None = None  # stop with BadSampleError
-    exhausted: str | None = None  # stop with ValueError
-
-
 class _PositionBatches:
     """Endless batch sampler: the stream positions of each micro-batch."""
 
@@ -283,94 +271,7 @@ class _PositionBatches:
             step += 1
 
 
-class _TrainSamples(Dataset[_Loaded]):
-    """Stream position -> sample, or its replacement."""
-
-    def __init__(
-        self,
-        dataset: DetectionDataset,
-        mapper: Mapper,
-        stream: sampling.ImageStream,
-        total_batch_size: int,
-        on_bad_sample: str,
-    ):
-        self.dataset, self.mapper, self.stream = dataset, mapper, stream
-        self.total_batch_size, self.on_bad_sample = total_batch_size, on_bad_sample
-
-    def __getitem__(self, position: int) -> _Loaded:
-        skipped: dict[str, str] = {}
-        for candidate in self._candidates(position):
-            epoch, index = self.stream[candidate]
-            if self.dataset.key(index) in skipped:
-                continue
-            record = self.dataset[index]
-            rng = sampling.training_rng(self.stream.seed, epoch, record.image_id)
-            try:
-                return _Loaded(self.mapper(record, rng), tuple(skipped.items()))
-            except BadSampleError as error:
-                if self.on_bad_sample == "error":
-                    return _Loaded(None, bad_sample=str(error))
-                skipped[record.key] = str(error)
-        examples = "; ".join(list(skipped.values())[:3])
-        return _Loaded(
-            None,
-            exhausted=f"data set {self.dataset.name!r}: none of its {len(skipped)} images can be "
-            f"read: {examples}",
-        )
-
-    def _candidates(self, position: int) -> Iterator[int]:
-        yield position
-        yield from sampling.replacement_positions(
-            position, total_batch_size=self.total_batch_size, num_images=len(self.dataset)
-        )
-
-
-class _TestSamples(Dataset[_Loaded]):
-    """Index within a rank's share -> sample, or none."""
-
-    def __init__(self, dataset: DetectionDataset, mapper: Mapper, share: range, on_bad_sample: str):
-        self.dataset, self.mapper, self.share = dataset, mapper, share
-        self.on_bad_sample = on_bad_sample
-
-    def __len__(self) -> int:
-        return len(self.share)
-
-    def __getitem__(self, index: int) -> _Loaded:
-        record = self.dataset[self.share[index]]
-        try:
-            return _Loaded(self.mapper(record, sampling.test_rng(record.image_id)))
-        except BadSampleError as error:
-            if self.on_bad_sample == "error":
-                return _Loaded(None, bad_sample=str(error))
-            return _Loaded(None, skipped=((record.key, str(error)),))
-
-
-def _data_loader(
-    samples: Dataset[_Loaded], dataset: DetectionDataset, num_workers: int, **batching: Any
-) -> DataLoader[Any]:
-    if num_workers and multiprocessing.get_start_method() != "fork":
-        dataset.share_memory()
-    return DataLoader(
-        samples,
-        num_workers=num_workers,
-        collate_fn=list,
-        worker_init_fn=_init_worker,
-        generator=torch.Generator(),  # without it, one number of the global generator is used up
-        **batching,
-    )
-
-
-def _init_worker(worker: int) -> None:
-    """One thread each, and signals left to the main process."""
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGALRM"):
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SIGTERM_GRACE_SECONDS))
-
-
-def _unpack(batch: Iterable[_Loaded], bad_samples: BadSamples) -> list[dict[str, Any]]:
+def _unpack(batch: Iterable[Loaded], bad_samples: BadSamples) -> list[dict[str, Any]]:
     samples = []
     for loaded in batch:
         for key, reason in loaded.skipped:

@@ -55,12 +55,7 @@ def pseudo_labelled(
         store = BoxStore(store)
     if empty not in ("keep", "drop"):
         raise ValueError(f"empty must be 'keep' or 'drop', got {empty!r}")
-    selection = {"top_k": DEFAULT_TOP_K, "score_threshold": 0.0, **(store.meta["selection"] or {})}
-    top_k = selection["top_k"] if top_k == "auto" else top_k
-    if score_threshold == "auto":
-        score_threshold = selection["score_threshold"]
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1 or None, got {top_k}")
+    top_k, score_threshold = _selection(store, top_k, score_threshold)
     dataset = _without_skipped(dataset, store)
     names, ids, label_of = _classes(store, class_names)
     index_of = {key: index for index, key in enumerate(dataset.keys())}
@@ -80,7 +75,6 @@ def pseudo_labelled(
         classes=chosen.classes,
     )
     counts = np.diff(result.offsets)
-    without = int((counts == 0).sum())
     logger.info(
         "%s: %d boxes in %d images (%.1f an image; score >= %g, at most %s); %d images are left "
         "without boxes and are %s",
@@ -90,10 +84,26 @@ def pseudo_labelled(
         counts.mean(),
         score_threshold,
         top_k or "all",
-        without,
+        (counts == 0).sum(),
         "kept" if empty == "keep" else "dropped",
     )
     return result if empty == "keep" else result.select(np.flatnonzero(counts))
+
+
+def _selection(
+    store: BoxStore, top_k: int | str | None, score_threshold: float | str
+) -> tuple[int | None, float]:
+    """Count and threshold to use: those given, else the store's own, else the paper's."""
+    own = {"top_k": DEFAULT_TOP_K, "score_threshold": 0.0, **(store.meta["selection"] or {})}
+    if top_k == "auto":
+        top_k = own["top_k"]
+    if score_threshold == "auto":
+        score_threshold = own["score_threshold"]
+    if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+        raise ValueError(f"top_k must be at least 1, None or 'auto', got {top_k!r}")
+    if not isinstance(score_threshold, (int, float)):
+        raise ValueError(f"score_threshold must be a number or 'auto', got {score_threshold!r}")
+    return top_k, score_threshold
 
 
 class _Chosen(NamedTuple):

@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from predet.data import loader as loader_module
+from predet.data import workers as workers_module
 from predet.data.augmentation import Compose, DETRAugmentation
 from predet.data.formats import load_dataset
 from predet.data.images import BadSampleError
@@ -242,6 +245,58 @@ def test_workers_end_with_their_iterator(dataset):
     for worker in workers:
         worker.join(10)
         assert not worker.is_alive()
+
+
+def test_a_worker_that_is_told_to_stop_does_stop_in_the_end(dataset, monkeypatch):
+    monkeypatch.setattr(workers_module, "SIGTERM_GRACE_SECONDS", 1)
+    batches = train_loader(dataset, num_workers=1).batches(0)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    time.sleep(0.5)
+    with pytest.raises(RuntimeError, match="killed by signal: Alarm clock"):  # noqa: PT012
+        os.kill(worker.pid, signal.SIGTERM)
+        time.sleep(10)
+    batches.close()
+
+
+SCRIPT = """
+import sys
+import time
+import torch.multiprocessing
+from predet.data.augmentation import Compose
+from predet.data.formats import load_dataset
+from predet.data.loader import build_test_loader, build_train_loader
+from predet.data.mapper import DetectionMapper
+
+def work(rank):
+    global train, test
+    dataset = load_dataset(sys.argv[1])
+    parts = {"dataset": dataset, "mapper": DetectionMapper(
+        augmentation=Compose(steps=[]), training=False)}
+    train = build_train_loader(
+        **parts, total_batch_size=2, num_workers=2, seed=0).batches(0)
+    test = iter(build_test_loader(**parts, num_workers=1))
+    next(train), next(test)
+    print(time.time(), flush=True)
+    raise SystemExit(7)
+
+if __name__ == "__main__":
+    if sys.argv[2] == "child":
+        torch.multiprocessing.start_processes(work, nprocs=1, start_method="fork")
+    work(0)
+"""
+
+
+@pytest.mark.parametrize("where", ["main", "child"])
+def test_a_process_that_fails_is_not_held_up_by_its_workers(dataset, tmp_path, where):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), dataset.root, where]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    seconds = time.time() - float(result.stdout)
+    assert result.returncode == (7 if where == "main" else 1)
+    assert "Alarm clock" not in result.stderr
+    assert seconds < workers_module.SIGTERM_GRACE_SECONDS
 
 
 def test_arguments_out_of_range_are_refused(dataset, one_of_two_ranks):

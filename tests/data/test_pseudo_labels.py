@@ -89,6 +89,14 @@ def test_defaults_are_the_papers(tmp_path: Path) -> None:
     assert np.diff(result.offsets).tolist() == [30, 3, 0, 2]
 
 
+def test_the_stores_own_choice_is_the_default_and_may_be_overruled(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", selection={"top_k": 2, "score_threshold": 0.5})
+    expected = [len(by_hand(row, 2, 0.5)) for row in rows()]
+    assert np.diff(pseudo_labelled(images(), store=store).offsets).tolist() == expected
+    result = pseudo_labelled(images(), store=store, top_k=None, score_threshold=0.0)
+    assert np.diff(result.offsets).tolist() == [40, 3, 0, 2]
+
+
 def test_order_and_choice_of_images_are_those_of_the_data_set(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store")
     chosen = images(["c.jpg", "a/0.jpg"])
@@ -191,7 +199,11 @@ def test_another_image_root_is_said(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"top_k": 0}, "top_k must be at least 1"), ({"empty": "no"}, "'keep' or 'drop', got 'no'")],
+    [
+        ({"top_k": 0}, "top_k must be at least 1, None or 'auto', got 0"),
+        ({"score_threshold": "high"}, "score_threshold must be a number or 'auto', got 'high'"),
+        ({"empty": "no"}, "'keep' or 'drop', got 'no'"),
+    ],
 )
 def test_options_out_of_range(tmp_path: Path, options: dict[str, object], message: str) -> None:
     store = make_store(tmp_path / "store")
