@@ -72,7 +72,7 @@ def chain(args: argparse.Namespace) -> list[Stage]:
     )
     return [
         train(args, args.detector_config, teacher, labels, args.teacher),
-        Stage("pseudo_labels", label, store / "meta.json"),
+        Stage("pseudo_labels", label, store / "report.json"),
         train(args, args.pretrain_config, pretrain, unlabeled, args.pretrain),
         train(args, args.detector_config, finetune, labels | initial, args.finetune),
         *pictures_of(args, teacher, store, pretrain, finetune, pictures),

@@ -30,6 +30,7 @@ from predet.data.box_store import BoxRow, BoxStore
 from predet.data.dataset import DetectionDataset
 from predet.data.formats import load_dataset
 from predet.data.images import BadSampleError
+from predet.data.pseudo_labels import DEFAULT_TOP_K
 from predet.data.sampling import test_rng
 from predet.engine.config import load_config
 from predet.engine.inference import load_trained, trained_classes
@@ -82,7 +83,7 @@ def detections(args: argparse.Namespace) -> Path:
         predictions=found,
         class_names=names,
         score_threshold=args.score_threshold,
-        top_k=args.top_k,
+        top_k=args.top_k or None,
         title=args.title,
         columns=args.columns,
     )
@@ -111,7 +112,7 @@ def _detect(
 
 
 def store(args: argparse.Namespace) -> Path:
-    """The boxes of a store on their images."""
+    """The boxes of a store on their images; by default those that are used for training."""
     boxes = BoxStore(args.store, allow_partial=True)
     dataset = _dataset(args)
     held = [index for index in range(len(dataset)) if dataset.key(index) in boxes]
@@ -121,14 +122,21 @@ def store(args: argparse.Namespace) -> Path:
             f"'{next(iter(boxes.keys), 'nothing')}', the images are '{dataset.key(0)}', ..."
         )
     dataset = dataset.select(held)
+    asked = {"top_k": args.top_k, "score_threshold": args.score_threshold}
+    chosen = {
+        "top_k": DEFAULT_TOP_K,
+        "score_threshold": 0.0,
+        **(boxes.meta["selection"] or {}),
+        **{name: value for name, value in asked.items() if value is not None},
+    }
     return draw_detections(
         args.output,
         dataset=dataset,
         indices=_draw(dataset, args),
         predictions={boxes.meta["method"]: boxes},
         class_names=boxes.class_names or ("object",),
-        score_threshold=args.score_threshold,
-        top_k=args.top_k,
+        score_threshold=chosen["score_threshold"],
+        top_k=chosen["top_k"] or None,
         title=args.title,
         columns=args.columns,
     )
@@ -207,24 +215,31 @@ def make_parser() -> argparse.ArgumentParser:
             sub.add_argument("--columns", type=int, default=columns, help="images in a row")
         return sub.add_argument
 
-    def choice(add: Any, threshold: float) -> None:
+    def choice(add: Any, threshold: float | None, default: str) -> None:
         add("--split", help="split of the data set")
         add("--image-root", help="where a COCO file's names begin")
         add("--seed", type=int, default=0, help="draws the images (default: 0)")
-        add("--score-threshold", type=float, default=threshold, help=f"(default: {threshold})")
-        add("--top-k", type=int, help="the most boxes of an image (default: all)")
+        add("--score-threshold", type=float, default=threshold, help=f"(default: {default})")
+        add("--top-k", type=int, help="the most boxes of an image, 0: all")
 
     add = command("detections", detections, columns=2)
     add("--config-file", required=True, metavar="FILE")
-    add("--weights", required=True, action="append", metavar="[NAME=]FILE", help="may be repeated")
+    add(
+        "--weights",
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="[NAME=]FILE",
+        help="one or several checkpoints of this config",
+    )
     add("--images", help="folder or data set (default: the config's test set)")
-    choice(add, threshold=0.3)
+    choice(add, threshold=0.3, default="0.3")
     add("opts", nargs="*", metavar="key=value", help="changes to the config")
 
     add = command("store", store, columns=2)
     add("--store", required=True, help="folder of the box store")
     add("--images", required=True, help="folder or data set that the store was made from")
-    choice(add, threshold=0.0)
+    choice(add, threshold=None, default="the store's own choice")
 
     add = command("batch", batch, columns=4)
     add("--config-file", required=True, metavar="FILE")

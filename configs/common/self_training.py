@@ -16,7 +16,8 @@ from .data import data, dataloader
 
 data.unlabeled = dict(source="datasets/unlabeled", split=None, image_root=None)
 data.store = "output/pseudo_labels"
-data.selection = dict(top_k=30, score_threshold=0.0, empty="keep")
+# "auto": what pseudo_label.py was told, else 30 boxes and no threshold.
+data.selection = dict(top_k="auto", score_threshold="auto", empty="keep")
 del data.train
 
 dataloader.train.dataset = L(pseudo_labelled)(

@@ -35,19 +35,26 @@ def load_trained(cfg: DictConfig, state: Mapping[str, Any], device: torch.device
         ValueError: the classes are not known, or a tensor does not fit.
     """
     names = trained_classes(cfg, state)
-    cfg = copy.deepcopy(cfg)
+    cfg = without_backbone_weights(cfg)
     with open_dict(cfg):
         cfg.data = OmegaConf.merge(
             cfg.get("data") or {}, {"num_classes": len(names), "class_names": list(names)}
         )
+    model = instantiate(cfg.model)
+    load_detector(model, state)
+    return getattr(model, "detector", model).to(device).eval()
+
+
+def without_backbone_weights(cfg: DictConfig) -> DictConfig:
+    """A copy of `cfg` that builds the same model without reading weights for its backbone."""
+    cfg = copy.deepcopy(cfg)
+    with open_dict(cfg):
         for place in ("model.backbone", "model.detector.backbone"):
             backbone = OmegaConf.select(cfg, place)
             if backbone is not None and backbone.get("weights") is not None:
                 backbone.weights = None
                 backbone.allow_random_frozen = True
-    model = instantiate(cfg.model)
-    load_detector(model, state)
-    return getattr(model, "detector", model).to(device).eval()
+    return cfg
 
 
 def trained_classes(cfg: DictConfig, state: Mapping[str, Any]) -> tuple[str, ...]:

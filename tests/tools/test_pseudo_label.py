@@ -80,8 +80,8 @@ def arguments(place: Path, output: Path, *options: str, images: str = "scenes") 
         f"--output={output}",
         "--num-gpus=0",
         "--num-workers=0",
-        "--batch-size=3",
-        "--shard-size=4",
+        "--batch-size=1",
+        "--shard-size=1",
         *options,
         *SMALL,
     ]
@@ -143,7 +143,7 @@ def test_killed_and_run_again_it_makes_the_same_store(
     process.send_signal(signal.SIGKILL)
     process.wait()
     made = {file.name: file.stat().st_mtime_ns for file in output.glob("boxes-*")}
-    assert 2 <= len(made) < 5, "the job was not killed in the middle"
+    assert 2 <= len(made) < 18, "the job was not killed in the middle"
     tool.main(arguments(place, output))
     assert contents(output) == contents(whole)
     for name, written in made.items():

@@ -67,8 +67,9 @@ def test_detections_of_two_checkpoints_on_the_configs_test_set(
         [
             "detections",
             CONFIG,
-            f"--weights=teacher={place / 'model.pth'}",
-            f"--weights=student={place / 'model.pth'}",
+            "--weights",
+            f"teacher={place / 'model.pth'}",
+            f"student={place / 'model.pth'}",
             f"--output={tmp_path / 'out.png'}",
             "--num-images=3",
             "--score-threshold=0",
