@@ -134,13 +134,15 @@ def read_results(run: Path) -> dict[str, float]:
 def summary(
     results: Mapping[str, Mapping[str, float]], records: Sequence[StageRecord], output: Path
 ) -> str:
-    teacher, student = results["teacher"], results["finetune"]
-    lines = ["", "on the test images" + "".join(f"{name:>9}" for name in METRICS)]
-    for name, row in (("teacher, few labels only", teacher), ("student, pre-trained", student)):
-        lines.append(f"  {name:<24}"[:26] + "".join(f"{row[m]:>9.1f}" for m in METRICS)[8:])
+    rows = {
+        "teacher, few labels only": results["teacher"],
+        "student, pre-trained": results["finetune"],
+    }
+    lines = ["", f"{'on the test images':<28}" + "".join(f"{name:>8}" for name in METRICS)]
+    lines += [f"  {n:<26}" + "".join(f"{r[m]:>8.1f}" for m in METRICS) for n, r in rows.items()]
     lines += ["", "wall time"]
-    lines += [f"  {record.name:<20}{record.seconds:>8.0f} s" for record in records]
-    lines.append(f"  {'total':<20}{sum(r.seconds for r in records):>8.0f} s")
+    lines += [f"  {record.name:<26}{record.seconds:>8.0f} s" for record in records]
+    lines.append(f"  {'total':<26}{sum(r.seconds for r in records):>8.0f} s")
     lines += ["", "pictures", *(f"  {output / 'pictures' / name}" for name in PICTURES), ""]
     return "\n".join(lines)
 

@@ -47,5 +47,5 @@ train.max_iter = 800
 lr_multiplier.max_iter = train.max_iter
 lr_multiplier.drop_steps = [680]
 lr_multiplier.warmup_steps = 20
-train.eval_period = 0
+train.eval_period = 200
 train.checkpoint_period = 200
