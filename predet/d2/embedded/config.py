@@ -38,7 +38,8 @@ class LazyCall:
     def __call__(self, **arguments: Any) -> DictConfig:
         # omegaconf takes a dataclass for a schema, so that one goes in by name.
         target = target_name(self._target) if is_dataclass(self._target) else self._target
-        return DictConfig({**arguments, "_target_": target}, flags={"allow_objects": True})
+        content: dict = {**arguments, "_target_": target}
+        return DictConfig(content, flags={"allow_objects": True})
 
 
 class LazyConfig:

@@ -291,8 +291,9 @@ def _end(processes: Sequence[BaseProcess]) -> None:
     """Make sure that none is left: wait, then SIGTERM, then SIGKILL."""
     for act in (None, BaseProcess.terminate, BaseProcess.kill):
         alive = [process for process in processes if process.pid is not None and process.is_alive()]
-        for process in alive if act else ():
-            act(process)
+        if act is not None:
+            for process in alive:
+                act(process)
         deadline = time.monotonic() + GRACE_SECONDS
         for process in alive:
             process.join(max(0.0, deadline - time.monotonic()))

@@ -27,7 +27,7 @@ def to_python(cfg: DictConfig, prefix: str = "cfg.") -> str:
 
     It is made to be read, and compared, by people; not every config can be run this way.
     """
-    content = OmegaConf.to_container(cfg, resolve=True)
+    content: Any = OmegaConf.to_container(cfg, resolve=True)
     if "_target_" in content:
         return f"{prefix.removesuffix('.')} = {_code(content, 0)}\n"
     return "".join(f"{line}\n" for line in _assignments(content, prefix))
@@ -92,7 +92,9 @@ def save_yaml(cfg: DictConfig | ListConfig, filename: str) -> None:
     class. What has no name to be found by (a lambda, a tensor) is written for people to read only,
     with a warning that says which key it is.
     """
-    content = OmegaConf.to_container(cfg, resolve=False, structured_config_mode=SCMode.INSTANTIATE)
+    content: Any = OmegaConf.to_container(
+        cfg, resolve=False, structured_config_mode=SCMode.INSTANTIATE
+    )
     unsaved: list[str] = []
     content = _storable(content, "", unsaved)
     with open(filename, "w", encoding="utf-8") as file:
