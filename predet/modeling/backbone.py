@@ -9,6 +9,7 @@ random stages are no region encoder.
 from __future__ import annotations
 
 import logging
+import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -106,19 +107,35 @@ class ResNet(nn.Module):
         else:
             state, source = _read_state_dict(Path(weights)), weights
         state = {name: tensor for name, tensor in state.items() if self._wants(name)}
-        try:
-            self.load_state_dict(state)
-        except RuntimeError as error:
-            hint = " Weights of batch normalisation do not fit norm='gn'." if norm == "gn" else ""
+        if problems := self._misfits(state):
             raise ValueError(
-                f"backbone weights {source} do not fit ResNet-{depth} with norm={norm!r}.{hint} "
-                f"{error}"
-            ) from error
+                f"backbone weights {source} do not fit ResNet-{depth} with norm={norm!r}: "
+                + "; ".join(problems)
+            )
+        self.load_state_dict(state)
         logger.info("backbone: %d tensors from %s", len(state), source)
 
     def _wants(self, name: str) -> bool:
         later = tuple(f"{_layer_name(s)}." for s in STAGES if s > self.out_stages[-1])
         return not _NOT_BACKBONE.match(name) and not name.startswith(later)
+
+    def _misfits(self, state: Mapping[str, Tensor]) -> list[str]:
+        """What keeps a state dict from loading, in words."""
+        own = self.state_dict()
+        # Counts batches for a momentum that we do not use; frozen norms drop it.
+        optional = {name for name in {*own, *state} if name.endswith("num_batches_tracked")}
+        kinds = {
+            "missing": own.keys() - state.keys() - optional,
+            "unexpected": state.keys() - own.keys() - optional,
+            "of another shape": {
+                name for name in own.keys() & state.keys() if own[name].shape != state[name].shape
+            },
+        }
+        return [
+            f"{len(names)} tensors {kind}, such as {min(names)}"
+            for kind, names in kinds.items()
+            if names
+        ]
 
     def _freeze(self, freeze_at: int) -> None:
         frozen = ["conv1", "bn1"] if freeze_at >= 1 else []
@@ -168,8 +185,11 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
 
         state: Mapping = load_file(path)
     else:
-        # Refuses pickles that hold anything but tensors and plain containers.
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            # Refuses pickles that hold anything but tensors and plain containers.
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+            raise ValueError(f"backbone weights {path} cannot be read: {error}") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]

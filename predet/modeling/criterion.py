@@ -18,6 +18,7 @@ from predet.modeling.matcher import HungarianMatcher, Matches
 from predet.modeling.outputs import DetectorOutput
 from predet.modeling.targets import Targets
 from predet.ops.boxes import cxcywh_to_xyxy, generalized_box_iou
+from predet.ops.matching import Classification
 
 LOSSES = ("loss_class", "loss_bbox", "loss_giou")
 
@@ -57,7 +58,7 @@ class SetCriterion(nn.Module):
         self.focal_gamma = focal_gamma
 
     @property
-    def classification(self) -> str:
+    def classification(self) -> Classification:
         """ "softmax" or "focal", what the logits mean."""
         return self.matcher.classification
 

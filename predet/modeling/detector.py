@@ -21,7 +21,8 @@ Condition = Callable[[Queries], Queries]
 class Detector(nn.Module):
     """A meta-architecture: losses of a batch in training, detections of it otherwise.
 
-    A subclass has `class_head` and `box_head` and says how it detects and post-processes.
+    A subclass has `class_head` and `box_head`, and says how it gets from feature maps to raw
+    predictions and from these to detections.
 
     Args:
         backbone: maps (B, 3, H, W) to a tuple of feature maps; has `channels` and `strides`.
@@ -93,6 +94,20 @@ class Detector(nn.Module):
             images: as `preprocess` gives them.
             condition: changes the queries before the decoder sees them: the seam for
                 pre-training on patches, masked groups and the like.
+        """
+        maps = self.project(self.backbone(images.pixels))
+        return self.transform(maps, images.pad_mask, condition)
+
+    def project(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Feature maps of the backbone -> maps of the transformer's width."""
+        raise NotImplementedError
+
+    def transform(
+        self, maps: Sequence[Tensor], pad_mask: Tensor, condition: Condition | None = None
+    ) -> DetectorOutput:
+        """Raw predictions of every layer from projected maps.
+
+        What `maps` hold where `pad_mask` (B, H, W), of the images, is True does not matter.
         """
         raise NotImplementedError
 

@@ -68,9 +68,9 @@ class ImageNormalizer(nn.Module):
         return ImageBatch(pixels, pad_mask, sizes)
 
 
-def resize_pad_mask(pad_mask: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_pad_mask(pad_mask: Tensor, size: Sequence[int]) -> Tensor:
     """(B, H, W) bool -> (B, *size) bool for a feature map of that size, by nearest pixel."""
-    return F.interpolate(pad_mask[None].float(), size=size)[0].bool()
+    return F.interpolate(pad_mask[None].float(), size=tuple(size))[0].bool()
 
 
 def _check_images(images: Sequence[Tensor]) -> None:

@@ -64,7 +64,7 @@ def matching_cost(
         ValueError: shapes do not fit together, or `classification` is unknown.
     """
     _check(logits, boxes, target_classes, target_boxes, counts)
-    image = torch.arange(len(counts)).repeat_interleave(torch.tensor(list(counts))).to(boxes.device)
+    image = torch.from_numpy(np.repeat(np.arange(len(counts)), counts)).to(boxes.device)
     with torch.no_grad(), torch.autocast(boxes.device.type, enabled=False):
         if classification == "softmax":
             score = _softmax_cost(logits, image, target_classes)

@@ -20,10 +20,10 @@ from predet.layers.norm import group_norm
 from predet.layers.position import SinePositionEncoding
 from predet.modeling.criterion import SetCriterion
 from predet.modeling.detector import Condition, Detector
-from predet.modeling.images import PIXEL_MEAN, PIXEL_STD, ImageBatch, resize_pad_mask
+from predet.modeling.images import PIXEL_MEAN, PIXEL_STD, resize_pad_mask
 from predet.modeling.outputs import DetectorOutput
 from predet.modeling.postprocess import best_pairs
-from predet.projects.deformable_detr.transformer import DeformableTransformer, Memory
+from predet.projects.deformable_detr.transformer import DeformableTransformer
 
 PRIOR = 0.01  # score of every class before training
 
@@ -88,35 +88,6 @@ class DeformableDETR(Detector):
         self.input_proj = input_projections(backbone.channels, hidden_dim, transformer.num_levels)
         self.class_head, self.box_head = self._make_heads()
 
-    def detect(self, images: ImageBatch, condition: Condition | None = None) -> DetectorOutput:
-        """Raw predictions of every layer; see `Detector.detect`."""
-        memory = self.encode(images)
-        class_heads, box_heads = (
-            self._layer_heads(self.class_head),
-            self._layer_heads(self.box_head),
-        )
-        num_layers = self.transformer.num_decoder_layers
-        encoder_heads = (class_heads[-1], box_heads[-1])
-        queries, encoder = self.queries(memory, *encoder_heads)
-        if condition is not None:
-            queries = condition(queries)
-        output = self.transformer.decode(
-            queries,
-            memory,
-            class_heads[:num_layers],
-            box_heads[:num_layers],
-            refine=self.with_box_refine,
-            look_forward_twice=self.look_forward_twice,
-        )
-        return output._replace(encoder=encoder)
-
-    def encode(self, images: ImageBatch) -> Memory:
-        """Backbone, projections and encoder."""
-        maps = self.project(self.backbone(images.pixels))
-        pad_masks = [resize_pad_mask(images.pad_mask, m.shape[-2:]) for m in maps]
-        positions = [self.position_encoding(mask) for mask in pad_masks]
-        return self.transformer.encode(maps, pad_masks, positions)
-
     def project(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Maps of the backbone -> one map of `hidden_dim` channels for each level."""
         maps: list[Tensor] = []
@@ -126,6 +97,29 @@ class DeformableDETR(Detector):
             source = features[min(level, len(features) - 1)] if from_backbone else maps[-1]
             maps.append(projection(source))
         return maps
+
+    def transform(
+        self, maps: Sequence[Tensor], pad_mask: Tensor, condition: Condition | None = None
+    ) -> DetectorOutput:
+        """Raw predictions of every layer; see `Detector.transform`."""
+        pad_masks = [resize_pad_mask(pad_mask, m.shape[-2:]) for m in maps]
+        positions = [self.position_encoding(mask) for mask in pad_masks]
+        memory = self.transformer.encode(maps, pad_masks, positions)
+        class_heads = self._layer_heads(self.class_head)
+        box_heads = self._layer_heads(self.box_head)
+        queries, encoder = self.queries(memory, class_heads[-1], box_heads[-1])
+        if condition is not None:
+            queries = condition(queries)
+        num_layers = self.transformer.num_decoder_layers
+        output = self.transformer.decode(
+            queries,
+            memory,
+            class_heads[:num_layers],
+            box_heads[:num_layers],
+            refine=self.with_box_refine,
+            look_forward_twice=self.look_forward_twice,
+        )
+        return output._replace(encoder=encoder)
 
     def postprocess(
         self, output: DetectorOutput, sizes: Sequence[tuple[int, int]]
@@ -187,7 +181,7 @@ def input_projections(channels: Sequence[int], hidden_dim: int, num_levels: int)
     """
     if num_levels < len(channels):
         raise ValueError(
-            f"num_levels must be at least {len(channels)}, the maps of the backbone, got {num_levels}"
+            f"num_levels must be at least {len(channels)}, the backbone's maps, got {num_levels}"
         )
     projections = []
     for level in range(num_levels):

@@ -57,7 +57,9 @@ class ProposalQueries(nn.Module):
     """Two-stage: the encoder's best proposals are the references, and encode the queries.
 
     Each token proposes a box of a size that grows with its level around itself. The best by class
-    column 0 are taken; no gradient flows back through them.
+    column 0 are taken; no gradient flows back through them. Tokens without a box, which all have
+    one score, come last whatever it is: so an image's queries do not depend on its padding. (The
+    published code lets them compete; trained models score them so low that it is the same.)
 
     Args:
         num_queries: Q, proposals taken.
@@ -80,22 +82,22 @@ class ProposalQueries(nn.Module):
         self, memory: Memory, class_head: nn.Module, box_head: nn.Module
     ) -> tuple[Queries, EncoderOutput]:
         """Propose with the encoder's heads and take the best."""
-        encoder, box_logits = self.propose(memory, class_head, box_head)
-        best = best_proposals(encoder.logits, self.num_queries)
-        references = box_logits.detach().gather(1, best[..., None].expand(-1, -1, 4)).sigmoid()
+        encoder, usable = self.propose(memory, class_head, box_head)
+        best = best_proposals(encoder.logits, usable, self.num_queries)
+        references = encoder.boxes.detach().gather(1, best[..., None].expand(-1, -1, 4))
         return self.encode(references), encoder
 
     def propose(
         self, memory: Memory, class_head: nn.Module, box_head: nn.Module
     ) -> tuple[EncoderOutput, Tensor]:
-        """One box and K logits per token, and the boxes' logits (B, S, 4)."""
+        """One box and K logits per token; and (B, S), which tokens have a box."""
         anchors, usable = proposal_anchors(memory)
         tokens = memory.tokens.masked_fill(~usable[..., None], 0)
         tokens = self.enc_output_norm(self.enc_output(tokens))
         with torch.autocast(tokens.device.type, enabled=False):
             delta = box_head(tokens.to(self.enc_output.weight.dtype)).float()
-            box_logits = delta + anchors
-        return EncoderOutput(class_head(tokens), box_logits.sigmoid()), box_logits
+            boxes = (delta + anchors).sigmoid()
+        return EncoderOutput(class_head(tokens), boxes), usable
 
     def encode(self, references: Tensor) -> Queries:
         """Boxes (B, Q, 4) in [0, 1] -> queries whose content and position encode them."""
@@ -104,8 +106,8 @@ class ProposalQueries(nn.Module):
         return Queries(content, position, reference=references)
 
 
-def best_proposals(logits: Tensor, num_queries: int) -> Tensor:
-    """(B, S, K) -> (B, num_queries), tokens by falling objectness (column 0).
+def best_proposals(logits: Tensor, usable: Tensor, num_queries: int) -> Tensor:
+    """(B, S, K), (B, S) -> (B, num_queries), tokens by falling objectness (column 0).
 
     Raises:
         ValueError: there are fewer tokens than queries.
@@ -115,7 +117,8 @@ def best_proposals(logits: Tensor, num_queries: int) -> Tensor:
             f"{num_queries} queries cannot be chosen from {logits.shape[1]} encoder tokens: the "
             "images of the batch are too small, or num_queries is too large"
         )
-    return logits[..., 0].topk(num_queries, dim=1).indices
+    objectness = logits[..., 0].masked_fill(~usable, -math.inf)
+    return objectness.topk(num_queries, dim=1).indices
 
 
 def proposal_anchors(memory: Memory) -> tuple[Tensor, Tensor]:

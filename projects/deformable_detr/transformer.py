@@ -141,6 +141,7 @@ class DeformableTransformer(nn.Module):
                 layer, though not in where it looks (Zhang et al., DINO, 2022).
         """
         content, reference = queries.content, queries.reference
+        assert reference is not None
         before = reference
         hidden, logits, boxes = [], [], []
         for layer, class_head, box_head in zip(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from predet.d2 import Instances
 from predet.layers.mlp import MLP
@@ -17,7 +17,7 @@ from predet.layers.position import SinePositionEncoding
 from predet.layers.transformer import Transformer
 from predet.modeling.criterion import SetCriterion
 from predet.modeling.detector import Condition, Detector
-from predet.modeling.images import PIXEL_MEAN, PIXEL_STD, ImageBatch, resize_pad_mask
+from predet.modeling.images import PIXEL_MEAN, PIXEL_STD, resize_pad_mask
 from predet.modeling.outputs import DetectorOutput, Queries
 from predet.modeling.postprocess import best_per_query
 
@@ -73,15 +73,20 @@ class DETR(Detector):
         self.class_head = nn.Linear(hidden_dim, num_classes + 1)
         self.box_head = MLP(input_dim=hidden_dim, hidden_dim=hidden_dim, output_dim=4, num_layers=3)
 
-    def detect(self, images: ImageBatch, condition: Condition | None = None) -> DetectorOutput:
-        """Raw predictions of every layer; see `Detector.detect`."""
-        features = self.backbone(images.pixels)[-1]
-        pad_mask = resize_pad_mask(images.pad_mask, features.shape[-2:])
+    def project(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The last map of the backbone, projected."""
+        return [self.input_proj(features[-1])]
+
+    def transform(
+        self, maps: Sequence[Tensor], pad_mask: Tensor, condition: Condition | None = None
+    ) -> DetectorOutput:
+        """Raw predictions of every layer; see `Detector.transform`."""
+        (tokens,) = maps
+        pad_mask = resize_pad_mask(pad_mask, tokens.shape[-2:])
         position = self.position_encoding(pad_mask).flatten(2).transpose(1, 2)  # (B, N, D)
-        tokens = self.input_proj(features).flatten(2).transpose(1, 2)
-        pad_mask = pad_mask.flatten(1)
+        tokens, pad_mask = tokens.flatten(2).transpose(1, 2), pad_mask.flatten(1)
         memory = self.transformer.encode(tokens, position, pad_mask)
-        queries = self.queries(len(images.sizes))
+        queries = self.queries(len(tokens))
         if condition is not None:
             queries = condition(queries)
         hidden = self.transformer.decode(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torchvision
@@ -126,13 +128,23 @@ def test_self_supervised_files_load(published, tmp_path):
     ResNet(depth=18, weights=str(tmp_path / "wrapped.pth"))
 
 
+class Evil:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
 class TestWeightsThatDoNotFit:
     def test_another_depth(self, published):
-        with pytest.raises(ValueError, match=r"resnet18.pth do not fit ResNet-34.*layer1\.2"):
+        with pytest.raises(ValueError, match=r"ResNet-34 .* tensors missing, such as layer1\.2"):
             ResNet(depth=34, weights=published[1])
 
     def test_batch_norm_weights_for_group_norm(self, published):
-        with pytest.raises(ValueError, match="do not fit norm='gn'"):
+        with pytest.raises(ValueError, match=r"'gn': .* unexpected, such as bn1\.running_mean"):
             ResNet(depth=18, weights=published[1], norm="gn", freeze_at=0)
 
     def test_missing_tensors(self, published, tmp_path):
@@ -141,6 +153,26 @@ class TestWeightsThatDoNotFit:
         torch.save(state, tmp_path / "part.pth")
         with pytest.raises(ValueError, match=r"layer3\.0\.conv1\.weight"):
             ResNet(depth=18, weights=str(tmp_path / "part.pth"))
+
+    def test_other_widths(self, published, tmp_path):
+        state = torch.load(published[1])
+        state["conv1.weight"] = torch.zeros(64, 1, 7, 7)
+        torch.save(state, tmp_path / "gray.pth")
+        with pytest.raises(ValueError, match=r"1 tensors of another shape, such as conv1\.weight"):
+            ResNet(depth=18, weights=str(tmp_path / "gray.pth"))
+
+    def test_truncated_file(self, published, tmp_path):
+        path = tmp_path / "cut.pth"
+        path.write_bytes(Path(published[1]).read_bytes()[:10_000])
+        with pytest.raises(ValueError, match=r"cut\.pth cannot be read"):
+            ResNet(depth=18, weights=str(path))
+
+    def test_a_pickle_that_runs_code_is_refused(self, tmp_path):
+        path = tmp_path / "evil.pth"
+        torch.save({"model": Evil(tmp_path / "was_run")}, path)
+        with pytest.raises(ValueError, match=r"evil\.pth cannot be read"):
+            ResNet(depth=18, weights=str(path))
+        assert not (tmp_path / "was_run").exists()
 
     def test_no_file(self):
         with pytest.raises(ValueError, match=r"found none at missing\.pth"):

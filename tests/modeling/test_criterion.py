@@ -240,7 +240,7 @@ class TestCostsThatAreNotFinite:
         criterion(make_output(), targets)  # a good step: the count starts again
         for _ in range(2):
             criterion(self.spoiled(), targets)
-        with pytest.raises(ValueError, match="layer 1, image 2 .* 3 steps in a row"):
+        with pytest.raises(ValueError, match=r"layer 1, image 2 .* 3 steps in a row"):
             criterion(self.spoiled(), targets)
 
 
