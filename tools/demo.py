@@ -38,7 +38,6 @@ def main() -> None:
         *("--test", scenes, "--test-split", "test"),
         *("--detector-config", "configs/tiny/deformable_detr.py"),
         *("--pretrain-config", "configs/tiny/selftrain.py"),
-        *("--finetune", "train.max_iter=500 optimizer.lr=2e-4"),
     )
 
 

@@ -43,9 +43,9 @@ optimizer.lr = 4e-4
 optimizer.params.lr_factors = {"sampling_offsets": 0.1}
 
 train.output_dir = "output/tiny/deformable_detr"
-train.max_iter = 800
+train.max_iter = 600
 lr_multiplier.max_iter = train.max_iter
-lr_multiplier.drop_steps = [680]
+lr_multiplier.drop_steps = [500]
 lr_multiplier.warmup_steps = 20
 train.eval_period = 200
 train.checkpoint_period = 200

@@ -99,6 +99,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             warnings.simplefilter("ignore", UserWarning)  # pickle protocols; errors tell enough
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if "GLOBAL" not in str(error) and not _is_pickle(path):
+            raise DamagedCheckpointError(
+                f"checkpoint {path} is damaged or no checkpoint: it begins with no known mark"
+            ) from None
         raise ValueError(_refusal(path, str(error))) from None
     except (RuntimeError, EOFError, KeyError, OSError, ValueError, IndexError) as error:
         raise DamagedCheckpointError(
@@ -114,7 +118,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
-        with safetensors.safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         return {"model": safetensors.torch.load_file(path), "provenance": dict(metadata)}
     except (safetensors.SafetensorError, OSError) as error:
@@ -139,6 +143,13 @@ def _verify_zip(path: Path) -> None:
         raise DamagedCheckpointError(
             f"checkpoint {path} is damaged: the checksum of its part {damaged} does not fit"
         )
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether the file is a zip container (its parts are verified) or begins like a pickle."""
+    with open(path, "rb") as file:
+        start = file.read(len(_ZIP_MAGIC))
+    return start == _ZIP_MAGIC or start[:1] == b"\x80"
 
 
 def _refusal(path: Path, message: str) -> str:

@@ -1,6 +1,6 @@
 """Configs: Detectron2's LazyConfig files with one more promise, that a typo is an error.
 
-A config is a Python file; see `docs/` and `configs/`. Command-line overrides are `key=value`.
+A config is a Python file (see `configs/`). Command-line overrides are `key=value`.
 A key may be overridden if the config sets it, or if the callable that the config names there has
 a parameter of that name (`model.dropout=0.1` although the config leaves the default).
 """
@@ -19,6 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 import predet.configs
 from predet.d2 import LazyConfig
+from predet.d2.embedded.overrides import parse_value
 from predet.engine.settings import TrainSettings
 
 SECTIONS = ("model", "dataloader", "optimizer", "lr_multiplier", "train", "data")
@@ -102,7 +103,7 @@ def list_keys(cfg: DictConfig) -> dict[str, str]:
 
 
 def _parse(override: str) -> tuple[str, Any]:
-    """Split `key=value`; the value is read as Detectron2's command line reads it."""
+    """Split `key=value`; the value is read alike on both sides of `predet.d2`."""
     key, equals, text = override.partition("=")
     if override.startswith("-"):
         raise ValueError(f"option {override} comes after an override; options come first")
@@ -111,9 +112,10 @@ def _parse(override: str) -> tuple[str, Any]:
         raise ValueError(
             f"override '{override}' is not of the form key=value (for example train.max_iter=1000)"
         )
-    probe = OmegaConf.create({}, flags={"allow_objects": True})
-    LazyConfig.apply_overrides(probe, [f"value={text}"])
-    return key, OmegaConf.to_container(probe, resolve=False)["value"]
+    try:
+        return key, parse_value(text)
+    except ValueError as error:
+        raise ValueError(f"override '{override}': {error}") from None
 
 
 def _set(cfg: DictConfig, key: str, value: Any) -> None:

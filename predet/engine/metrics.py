@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -32,15 +33,18 @@ class Window:
         self.seconds = 0.0  # of the steps that this process made
         self.waiting = 0.0  # of them, for data
         self.timed = 0  # steps that this process made
-        self._base: dict[str, float] = {}
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, float] = {}  # on the host
+        self._names: tuple[str, ...] = ()
+        self._pending: Tensor | None = None  # sums of `_names`, on the device
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Count one optimiser step with these scalars."""
         self.steps += 1
-        for name, value in values.items():
-            value = value.detach().double()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        if tuple(values) != self._names:
+            self._fetch()
+            self._names = tuple(values)
+        row = torch.stack([value.detach() for value in values.values()]).double()
+        self._pending = row if self._pending is None else self._pending + row
 
     def time(self, seconds: float, waiting: float) -> None:
         self.seconds += seconds
@@ -49,32 +53,33 @@ class Window:
 
     def means(self) -> dict[str, float]:
         """Averages over steps and ranks; every rank must call it and gets the same."""
-        self._collapse()
-        return {name: value / max(self.steps, 1) for name, value in self._base.items()}
+        self._average()
+        return {name: value / max(self.steps, 1) for name, value in self._sums.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that a resumed history has the same averages."""
-        self._collapse()
-        return {"steps": self.steps, "sums": dict(self._base)}
+        self._average()
+        return {"steps": self.steps, "sums": dict(self._sums)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.steps = state["steps"]
-        self._base = dict(state["sums"])
-        self._sums = {}
+        self._sums, self._pending = dict(state["sums"]), None
 
-    def _collapse(self) -> None:
-        """Move the sums to the host, as their average over the ranks."""
-        names = list(self._sums)
-        values = torch.stack(list(self._sums.values())).tolist() if names else []
-        own = dict(self._base)
-        for name, value in zip(names, values, strict=True):
-            own[name] = own.get(name, 0.0) + value
-        gathered = comm.all_gather(own)
-        every = dict.fromkeys(name for sums in gathered for name in sums)
-        self._base = {
-            name: sum(sums.get(name, 0.0) for sums in gathered) / len(gathered) for name in every
+    def _fetch(self) -> None:
+        """Move pending sums to the host."""
+        if self._pending is not None:
+            for name, value in zip(self._names, self._pending.tolist(), strict=True):
+                self._sums[name] = self._sums.get(name, 0.0) + value
+        self._pending = None
+
+    def _average(self) -> None:
+        """Give every rank the average of all ranks' sums."""
+        self._fetch()
+        gathered = comm.all_gather(self._sums)
+        names = dict.fromkeys(name for sums in gathered for name in sums)
+        self._sums = {
+            name: sum(sums.get(name, 0.0) for sums in gathered) / len(gathered) for name in names
         }
-        self._sums = {}
 
 
 def group_losses(losses: Mapping[str, float]) -> dict[str, float]:
@@ -115,7 +120,7 @@ class History:
         if self._events is None:
             return
         with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({k: _finite(v) for k, v in row.items()}) + "\n")
+            file.write(json.dumps(without_nan(row)) + "\n")
         for name, value in scalars.items():
             self._events.add_scalar(name, value, row["step"])
 
@@ -175,8 +180,8 @@ def memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def _finite(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: null."""
-    if isinstance(value, float) and not (abs(value) < float("inf")):
-        return None
-    return value
+def without_nan(value: Any) -> Any:
+    """The same with None for NaN and infinity, which JSON does not know."""
+    if isinstance(value, Mapping):
+        return {name: without_nan(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

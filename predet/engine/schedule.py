@@ -19,7 +19,8 @@ class WarmupSchedule(ParamScheduler):
         max_iter: steps that `drop_steps` and `warmup_steps` refer to.
         drop_steps: the multiplier is `gamma ** k` once k of these steps have begun.
         gamma: factor of each drop.
-        warmup_steps: steps over which the multiplier rises linearly from `warmup_factor` to 1.
+        warmup_steps: steps over which the multiplier rises linearly from `warmup_factor` to 1;
+            a shorter run ends while it rises.
         cosine: fall to `final_factor` along half a cosine after the warm-up, instead of drops.
     """
 
@@ -39,10 +40,8 @@ class WarmupSchedule(ParamScheduler):
             raise ValueError(f"drop_steps must rise and be positive, got {drops}")
         if cosine and drops:
             raise ValueError("a schedule has drop_steps or cosine=True, not both")
-        if not 0 <= warmup_steps < max_iter:
-            raise ValueError(
-                f"warmup_steps must lie in [0, max_iter = {max_iter}), got {warmup_steps}"
-            )
+        if warmup_steps < 0:
+            raise ValueError(f"warmup_steps must not be negative, got {warmup_steps}")
         self.max_iter = max_iter
         self.drop_steps = drops
         self.gamma = gamma

@@ -26,8 +26,8 @@ class TrainSettings:
         seed: every random number of step s on rank r comes from (seed, s, r).
         device: "cuda" (falls back to "cpu", said in the log) or "cpu".
         precision: "fp32"; "bf16" or "fp16" by autocast (fp16 with a gradient scaler).
-        accumulation_steps: batches summed into one optimiser step. Their losses are averaged, each
-            normalised by the number of boxes of its own batch.
+        accumulation_steps: parts into which the loader divides the batch of an optimiser step, to
+            save memory. Their losses are averaged, each normalised by the number of its own boxes.
         clip_grad_norm: largest 2-norm of the whole gradient, or None.
         ema_decay: decay a step of the averaged weights, or None for no average.
         log_period, eval_period, checkpoint_period: in optimiser steps; 0 switches periodic

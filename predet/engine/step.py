@@ -193,6 +193,8 @@ class OptimizerStep:
 
 def _mean_terms(terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Each loss averaged over the batches of a step, and their sum as `loss`."""
+    if len(terms) == 1:
+        return {"loss": torch.stack(list(terms[0].values())).sum(), **terms[0]}
     names = dict.fromkeys(name for group in terms for name in group)
     zero = next(iter(terms[0].values())).new_zeros(())
     means = {n: torch.stack([g.get(n, zero) for g in terms]).sum() / len(terms) for n in names}

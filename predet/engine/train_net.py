@@ -18,6 +18,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -37,8 +38,9 @@ from predet.engine.build import (
 from predet.engine.config import list_keys as keys_of
 from predet.engine.config import load_config, require_sections
 from predet.engine.config_text import render, save_resolved
+from predet.engine.inference import without_backbone_weights
 from predet.engine.log import setup_logging
-from predet.engine.metrics import result_table
+from predet.engine.metrics import result_table, without_nan
 from predet.engine.provenance import run_identity
 from predet.engine.settings import TrainSettings
 from predet.engine.stopping import StopRequest, interrupt_passed_to_children
@@ -139,7 +141,7 @@ def evaluate_only(cfg: DictConfig, settings: TrainSettings, *, num_gpus: int) ->
         raise ValueError("--eval-only needs dataloader.test and dataloader.evaluator in the config")
     dataset, evaluate_model = evaluation
     fill_classes(cfg, dataset)
-    model = build_model(cfg, settings, device)
+    model = build_model(without_backbone_weights(cfg), settings, device)
     load_for_evaluation(model, settings, dataset.class_names)
     results = {name: float(value) for name, value in evaluate_model(model).items()}
     if comm.is_main_process():
@@ -150,7 +152,7 @@ def evaluate_only(cfg: DictConfig, settings: TrainSettings, *, num_gpus: int) ->
             "results": results,
         }
         path = Path(settings.output_dir) / "evaluation.json"
-        path.write_text(json.dumps(record, indent=2))
+        path.write_text(json.dumps(without_nan(record), indent=2))
         logger.info("evaluation of %s\n%s", settings.init_checkpoint, result_table(results))
     return results
 
@@ -161,10 +163,11 @@ def _load(args: argparse.Namespace) -> DictConfig:
     return cfg
 
 
-def _report_bad_samples(loader: object) -> None:
-    summary = getattr(loader, "bad_samples", lambda: None)()
-    if summary:
-        logger.warning("skipped samples: %s", summary)
+def _report_bad_samples(loader: Any) -> None:
+    """Say at the end, too, what has been skipped; all ranks must call it."""
+    for rank, bad in enumerate(comm.all_gather(loader.bad_samples())):
+        if len(bad):
+            logger.warning("training data, process %d: %s", rank, bad.summary())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,8 +6,8 @@ pure function of config, data and number of processes: each optimiser step seeds
 from (seed, step, rank), schedules are functions of the step, and the loader draws from generators
 of its own. So a checkpoint at a step boundary is all it takes to go on to the bit.
 
-With `accumulation_steps` = k a step averages the losses of k batches, each normalised by its own
-number of boxes; that equals one large batch where their numbers of boxes are equal.
+With `accumulation_steps` = k a step averages the losses of k parts of its batch, each normalised
+by its own number of boxes; that equals the whole batch where their numbers of boxes are equal.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from predet.engine.metrics import (
     memory_gb,
     progress_line,
     result_table,
+    without_nan,
 )
 from predet.engine.provenance import check_same_run
 from predet.engine.replay import Batch
@@ -226,7 +227,7 @@ class Trainer:
         if ema is not None and self.finished:  # both, once
             broadcast_buffers(model)
             plain = self.evaluate(model)
-            results |= {f"{name} (no EMA)": v for name, v in plain.items() if "/" not in name}
+            results |= {f"{METRIC} (no EMA)": plain[METRIC]} if METRIC in plain else {}
         self.results = {name: float(value) for name, value in results.items()}
         self._evaluated = self.step
         assert self._history is not None
@@ -246,7 +247,7 @@ class Trainer:
             self._save()
         summary = {"step": self.step, "results": self.results, "best": self.best}
         if comm.is_main_process():
-            self._summary.write_text(json.dumps(summary, indent=2))
+            self._summary.write_text(json.dumps(without_nan(summary), indent=2))
         if self.best:
             logger.info("best %(metric)s %(value).2f at step %(step)d", self.best)
         logger.info(

@@ -16,7 +16,14 @@ DEADLINE = 240.0  # seconds; the machine may be busy
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["predet.engine.train_net", "engine_standins", "torch._dynamo", "torch.utils.tensorboard"]
+    [
+        "predet.engine.train_net",
+        "predet.evaluation.coco",
+        "predet.projects.deformable_detr",
+        "engine_standins",
+        "torch._dynamo",
+        "torch.utils.tensorboard",
+    ]
 )
 
 
@@ -101,6 +108,7 @@ def _child(argv: list[str], env: Mapping[str, str], log: str) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(env)
+    multiprocessing.set_start_method("fork", force=True)  # loader workers need no new server
     import torch
 
     torch.set_num_threads(1)

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from predet.d2 import Boxes, DatasetEvaluator, Instances, comm
 from predet.data.dataset import DetectionDataset
+from predet.data.loader import BadSamples
 
 SIZE = 8
 
@@ -22,10 +23,10 @@ SIZE = 8
 class TinyBackbone(nn.Module):
     """A convolution with running statistics and dropout: both must survive a resume."""
 
-    def __init__(self, *, width: int, dropout: float) -> None:
+    def __init__(self, *, width: int, dropout: float, norm: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, width, 3, padding=1)
-        self.norm = nn.BatchNorm2d(width)
+        self.norm = nn.BatchNorm2d(width) if norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -35,9 +36,11 @@ class TinyBackbone(nn.Module):
 class TinyDetector(nn.Module):
     """Counts boxes of each class and regresses the mean box, by the contract of a detector."""
 
-    def __init__(self, *, num_classes: int, width: int = 8, dropout: float = 0.1) -> None:
+    def __init__(
+        self, *, num_classes: int, width: int = 8, dropout: float = 0.1, norm: bool = True
+    ) -> None:
         super().__init__()
-        self.backbone = TinyBackbone(width=width, dropout=dropout)
+        self.backbone = TinyBackbone(width=width, dropout=dropout, norm=norm)
         self.class_head = nn.Linear(width, num_classes)
         self.box_head = nn.Linear(width, 4)
         self.num_classes = num_classes
@@ -204,8 +207,8 @@ class TinyLoader:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    def bad_samples(self) -> str:
-        return ""
+    def bad_samples(self) -> BadSamples:
+        return BadSamples()
 
 
 class TinyTestLoader:
@@ -221,7 +224,7 @@ class TinyTestLoader:
 
 
 class TinyEvaluator(DatasetEvaluator):
-    """"AP" is a deterministic function of the weights: minus the mean error of the mean box."""
+    """ "AP" is a deterministic function of the weights: minus the mean error of the mean box."""
 
     def __init__(self, *, dataset: DetectionDataset) -> None:
         self.dataset = dataset

@@ -44,7 +44,11 @@ def test_unknown_keys_are_refused(tiny_config: str, override: str, message: str)
         ("train.clip_grad_norm=null", "train.clip_grad_norm", None),
         ("lr_multiplier.drop_steps=[3,9]", "lr_multiplier.drop_steps", [3, 9]),
         ("lr_multiplier.drop_steps[0]=4", "lr_multiplier.drop_steps", [4]),
-        ("optimizer.params.lr_factors={box_head: 2}", "optimizer.params.lr_factors", {"box_head": 2}),
+        (
+            "optimizer.params.lr_factors={box_head: 2}",
+            "optimizer.params.lr_factors",
+            {"box_head": 2},
+        ),
         ("model={dropout: 0.5}", "model.num_classes", None),  # merged: what it had stays
         ("train.init_checkpoint=a=b.pth", "train.init_checkpoint", "a=b.pth"),
         ("model.width='${train.max_iter}'", "model.width", 20),
@@ -91,7 +95,9 @@ def test_files_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (own / "good.py").write_text("train = dict(max_iter=2)\n")
     monkeypatch.chdir(tmp_path)
     assert load_config("configs/tiny/good.py").train.max_iter == 2  # as given comes first
-    with pytest.raises(ValueError, match=r"does not exist .*shipped configs: configs/tiny/good\.py"):
+    with pytest.raises(
+        ValueError, match=r"does not exist .*shipped configs: configs/tiny/good\.py"
+    ):
         find_config("configs/tiny/goood.py")
     with pytest.raises(ValueError, match="no config is given"):
         find_config("")
@@ -102,7 +108,10 @@ def test_resolved_config_loads_to_the_same(tiny_config: str, tmp_path: Path, loa
     from engine_standins import tiny_dataset
 
     cfg = load_tiny(
-        "model.dropout=0.25", "train.max_iter=40", "train.clip_grad_norm=inf", "data.class_names=null"
+        "model.dropout=0.25",
+        "train.max_iter=40",
+        "train.clip_grad_norm=inf",
+        "data.class_names=null",
     )
     fill_classes(cfg, tiny_dataset())
     save_resolved(cfg, tmp_path / "config.resolved.py")
@@ -193,7 +202,9 @@ def test_classes_come_from_the_data(load_tiny) -> None:
     fill_classes(cfg, tiny_dataset(class_names=("x", "y", "z")))
     assert cfg.model.num_classes == 3
     assert list(cfg.data.class_names) == ["x", "y", "z"]
-    with pytest.raises(ValueError, match=r"num_classes is 80, but data set 'tiny' has 2 classes: a, b"):
+    with pytest.raises(
+        ValueError, match=r"num_classes is 80, but data set 'tiny' has 2 classes: a, b"
+    ):
         fill_classes(load_tiny("data.num_classes=80"), tiny_dataset())
     with pytest.raises(ValueError, match="class_names"):
         fill_classes(load_tiny("data.class_names=[b,a]"), tiny_dataset())

@@ -49,7 +49,9 @@ def test_everything_has_weight_decay_by_default() -> None:
 
 def test_patterns_name_whole_parts() -> None:
     model = nn.ModuleDict({"backbone2": nn.Linear(2, 2), "layers": nn.Sequential(nn.Linear(2, 2))})
-    with pytest.raises(ValueError, match="'backbone' matches no .*nearest parts of names: backbone2"):
+    with pytest.raises(
+        ValueError, match=r"'backbone' matches no .*nearest parts of names: backbone2"
+    ):
         parameter_groups(model=model, lr_factors={"backbone": 0.1})
     groups = parameter_groups(model=model, lr_factors={"layers.*.bias": 0.5})
     assert names_of(model, groups[1]) == {"layers.0.bias"}
@@ -89,8 +91,12 @@ def test_schedule_values() -> None:
         schedule = WarmupSchedule(max_iter=steps, drop_steps=[steps - 1])
         assert schedule((steps - 2) / steps) == 1.0
         assert schedule((steps - 1) / steps) == pytest.approx(0.1)
-    for wrong in ({"drop_steps": [5, 3]}, {"cosine": True, "drop_steps": [1]}, {"warmup_steps": 9}):
-        with pytest.raises(ValueError, match="drop_steps|warmup_steps"):
+    for wrong in (
+        {"drop_steps": [5, 3]},
+        {"cosine": True, "drop_steps": [1]},
+        {"warmup_steps": -1},
+    ):
+        with pytest.raises(ValueError, match=r"drop_steps|warmup_steps"):
             WarmupSchedule(max_iter=9, **wrong)
 
 

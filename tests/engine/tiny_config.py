@@ -1,4 +1,5 @@
 """A whole training config of stand-ins: seconds on a CPU."""
+# ruff: noqa: C408
 
 import torch
 from engine_standins import TinyDetector, TinyEvaluator, TinyLoader, TinyTestLoader, tiny_dataset

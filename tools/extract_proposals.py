@@ -1,0 +1,305 @@
+#!/usr/bin/env python
+"""Selective Search on many images: the boxes go into a box store.
+
+    tools/extract_proposals.py --images photos/ --output stores/photos-ss --resize 500 --workers 8
+    tools/extract_proposals.py --images photos/ --output stores/photos-detreg --recipe detreg
+
+IMAGES is a folder of images or any data set that predet reads (with --split where it has splits);
+annotations are not looked at. Boxes are stored in the frame of the original image.
+
+--resize WIDTHxHEIGHT ignores the aspect ratio; --resize MAX_SIDE shrinks larger images, keeping it.
+--recipe detreg is what DETReg trained with: fast mode at 128x128, red and blue swapped (its code
+hands RGB to a function that reads BGR), the first 30 boxes. Options given besides win.
+
+A row of the store has the image's N boxes in an order drawn from --seed and the image's key, scored
+1, 1 - 1/N, ..., and then, scored below 0, what predet.ops.selective_search.from_rows needs to draw
+another order. Readers use the --top-k first boxes unless told otherwise.
+
+The job can be killed at any time: the same command goes on with the shards that are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import logging
+import multiprocessing
+import os
+import shlex
+import sys
+import time
+import zlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from predet.data.box_store import BoxRow
+from predet.data.box_store_writer import BoxStoreWriter, StoreInfo
+from predet.data.dataset import DetectionDataset
+from predet.data.formats import load_dataset
+from predet.data.images import BadSampleError, read_image
+from predet.engine.log import setup_logging
+from predet.ops import selective_search
+from predet.ops.selective_search import SearchSettings, mode_settings
+
+logger = logging.getLogger("predet.tools.extract_proposals")
+
+REPORT_EVERY = 10.0  # seconds
+RECIPES = {
+    "default": {"mode": "fast", "resize": "500", "channel_order": "rgb", "top_k": 30},
+    "detreg": {"mode": "fast", "resize": "128x128", "channel_order": "bgr", "top_k": 30},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposals:
+    """How the boxes of one image are made; a pure function of the image and its key."""
+
+    settings: SearchSettings
+    size: tuple[int, int] | None  # width, height
+    max_side: int | None
+    channel_order: str
+    seed: int
+
+    def row(self, key: str, path: str) -> BoxRow:
+        """Search one image file.
+
+        Raises:
+            BadSampleError: the file is no image, or one too large to be searched.
+        """
+        image = read_image(path)
+        height, width = image.shape[:2]
+        image = self.resized(image)
+        try:
+            regions = selective_search.selective_search(
+                image, settings=self.settings, channel_order=self.channel_order
+            )
+        except ValueError as error:
+            raise BadSampleError(f"{path}: {error}") from error
+        order = selective_search.rank(regions, (self.seed, zlib.crc32(key.encode())))
+        boxes, scores = selective_search.to_rows(regions, order)
+        boxes *= np.float32([width / image.shape[1], height / image.shape[0]] * 2)
+        return BoxRow(key, height, width, boxes, scores, np.zeros(len(boxes), dtype=np.int64))
+
+    def resized(self, image: np.ndarray) -> np.ndarray:
+        """The image as it is searched: (H, W, 3) uint8 -> (h, w, 3)."""
+        if self.size is not None:
+            return cv2.resize(image, self.size, interpolation=cv2.INTER_LINEAR)
+        height, width = image.shape[:2]
+        if self.max_side is None or max(height, width) <= self.max_side:
+            return image
+        scale = self.max_side / max(height, width)
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+class Answer(NamedTuple):
+    """Of one image: its row, or why there is none."""
+
+    key: str
+    row: BoxRow | None
+    reason: str = ""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser()
+    args = with_recipe(parser.parse_args(argv))
+    try:
+        proposals = proposals_of(args)
+    except ValueError as error:
+        parser.error(str(error))
+    setup_logging()
+    logger.info("%s", shlex.join([Path(sys.argv[0]).name, *(argv or sys.argv[1:])]))
+    try:
+        run(args, proposals)
+    except (ValueError, BrokenProcessPool) as error:
+        sys.exit(f"error: {error}")
+
+
+def run(args: argparse.Namespace, proposals: Proposals) -> None:
+    dataset = load_dataset(
+        args.images, split=args.split, image_root=args.image_root, format=args.format
+    )
+    if len(dataset) == 0:
+        raise ValueError(f"{args.images} holds no images")
+    info = StoreInfo(
+        method=f"selective_search-{args.mode}",
+        parameters={
+            **asdict(proposals.settings),
+            "resize": args.resize,
+            "channel_order": args.channel_order,
+        },
+        image_root=os.path.abspath(dataset.root),
+        dataset=dataset.name,
+        seed=args.seed,
+        selection={"top_k": args.top_k or None, "score_threshold": 0.0},
+    )
+    keys = dataset.keys()
+    writer = BoxStoreWriter(args.output, info=info, keys=keys, shard_size=args.shard_size)
+    missing = writer.missing_shards()
+    logger.info(
+        "%s: %d images in %d shards, %d shards to make",
+        args.output,
+        len(dataset),
+        writer.num_shards,
+        len(missing),
+    )
+    write_shards(writer, missing, dataset, proposals, args.workers, args.on_bad_sample)
+    store = writer.finish()
+    if len(store) == 0:
+        raise ValueError(f"none of the {len(dataset)} images could be read: {store.skipped}")
+    for key, reason in list(store.skipped.items())[:20]:
+        logger.warning("skipped %s: %s", key, reason)
+    logger.info("%s: %d images, %d skipped", store.path, len(store), len(store.skipped))
+
+
+def write_shards(
+    writer: BoxStoreWriter,
+    shards: list[int],
+    dataset: DetectionDataset,
+    proposals: Proposals,
+    workers: int,
+    on_bad_sample: str,
+) -> None:
+    """Search the images of the shards, several at a time, and write each shard when it is whole."""
+    parts = {shard: writer.shard_slice(shard) for shard in shards}
+    images = [index for part in parts.values() for index in range(part.start, part.stop)]
+    tasks = [(dataset.key(i), os.path.join(dataset.root, dataset.key(i))) for i in images]
+    answers = reported(search_all(tasks, proposals, workers), len(tasks))
+    for shard, part in parts.items():
+        rows, skipped = [], {}
+        for answer in (next(answers) for _ in range(part.stop - part.start)):
+            if answer.row is not None:
+                rows.append(answer.row)
+            elif on_bad_sample == "error":
+                raise BadSampleError(answer.reason)
+            else:
+                skipped[answer.key] = answer.reason
+        writer.write_shard(shard, rows, skipped=skipped)
+
+
+def search_all(
+    tasks: list[tuple[str, str]], proposals: Proposals, workers: int
+) -> Iterator[Answer]:
+    """The answer to each (key, path), in order; in this process when `workers` is 0."""
+    if workers == 0:
+        yield from (search_one(proposals, *task) for task in tasks)
+        return
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    waiting: deque[Future[Answer]] = deque()
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=prepare_worker)
+    try:
+        for task in tasks:
+            if len(waiting) >= 8 * workers:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(search_one, proposals, *task))
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def prepare_worker() -> None:
+    """One thread in each process: there are enough images for all cores."""
+    cv2.setNumThreads(1)
+    setup_logging()
+
+
+def search_one(proposals: Proposals, key: str, path: str) -> Answer:
+    try:
+        return Answer(key, proposals.row(key, path))
+    except BadSampleError as error:
+        return Answer(key, None, str(error))
+
+
+def reported(answers: Iterator[Answer], total: int) -> Iterator[Answer]:
+    """The same answers; a line in the log now and then."""
+    start = last = time.monotonic()
+    for done, answer in enumerate(answers, start=1):
+        yield answer
+        now = time.monotonic()
+        if now - last >= REPORT_EVERY or done == total:
+            last = now
+            rate = done / (now - start)
+            logger.info(
+                "searched %d of %d images (%.0f%%)  %.1f images/s  ETA %s",
+                done,
+                total,
+                100 * done / total,
+                rate,
+                datetime.timedelta(seconds=round((total - done) / rate)),
+            )
+
+
+def with_recipe(args: argparse.Namespace) -> argparse.Namespace:
+    for name, value in RECIPES[args.recipe].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return args
+
+
+def proposals_of(args: argparse.Namespace) -> Proposals:
+    """What the options ask for.
+
+    Raises:
+        ValueError: an option that is not possible.
+    """
+    for name, least in (("workers", 0), ("top_k", 0), ("seed", 0)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}")
+    settings = mode_settings(args.mode, base_k=args.base_k, inc_k=args.inc_k)
+    settings = replace(settings, sigma=args.sigma, min_size=args.min_size)
+    size = max_side = None
+    if args.resize != "off":
+        sides = args.resize.split("x")
+        if not 1 <= len(sides) <= 2 or not all(s.isdecimal() and int(s) > 0 for s in sides):
+            raise ValueError(f"--resize takes WIDTHxHEIGHT, MAX_SIDE or off, got {args.resize!r}")
+        if len(sides) == 2:
+            size = (int(sides[0]), int(sides[1]))
+        else:
+            max_side = int(sides[0])
+    return Proposals(
+        settings=settings,
+        size=size,
+        max_side=max_side,
+        channel_order=args.channel_order,
+        seed=args.seed,
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add: Any = parser.add_argument
+    add("--images", required=True, help="folder of images, or a data set")
+    add("--output", required=True, metavar="STORE", help="folder of the box store")
+    add("--split", help="split of the data set, for example train")
+    add("--image-root", help="where a COCO file's names begin, if not found by itself")
+    add("--format", help="format of IMAGES, if it should not be detected")
+    add("--recipe", choices=tuple(RECIPES), default="default", help="(default: %(default)s)")
+    add("--mode", choices=("single", "fast", "quality"), help="(default: fast)")
+    add("--resize", metavar="SIZE", help="WIDTHxHEIGHT, MAX_SIDE or off (default: 500)")
+    add("--channel-order", choices=("rgb", "bgr"), help="bgr swaps red and blue (default: rgb)")
+    add("--top-k", type=int, help="boxes used by default, 0: all (default: 30)")
+    add("--base-k", type=float, help="first k (default: the mode's)")
+    add("--inc-k", type=float, default=150.0, help="step of k (default: %(default)s)")
+    add("--sigma", type=float, default=0.8, help="of the smoothing (default: %(default)s)")
+    add("--min-size", type=int, default=100, help="pixels of a first region (default: 100)")
+    add("--seed", type=int, default=0, help="of the boxes' order (default: %(default)s)")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    add("--on-bad-sample", choices=("skip", "error"), default="skip", help="(default: skip)")
+    add("--shard-size", type=int, help="images a shard (default: by the number of images)")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
