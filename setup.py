@@ -14,6 +14,7 @@ Environment:
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -30,16 +31,19 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent
 MAPPED = {"predet.projects": "projects", "predet.configs": "configs"}
 
-# A kernel is compiled once for each instruction set and chosen at run time.
-INSTRUCTION_SETS = {
-    "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "avx512": [
-        "-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl",
-        "-mprefer-vector-width=512",
-    ],
-}
-INSTRUCTION_SETS = {name: " ".join(flags).split() for name, flags in INSTRUCTION_SETS.items()}
-CUDA_ARCHITECTURES = (80, 90)  # and PTX of the last, which later devices compile for themselves
+# A kernel is compiled once for each instruction set, and chosen at run time.
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
+INSTRUCTION_SETS = {"avx2": AVX2, "avx512": [*AVX2, *AVX512]}
+
+# Their results must not depend on the processor: a * b + c is rounded twice, everywhere.
+SAME_EVERYWHERE = ("csrc/hungarian/", "csrc/selective_search/")
+
+# The newest one also as PTX, which later devices compile for themselves.
+CUDA_ARCHITECTURES = (80, 90)
+
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+SANITIZERS += ["-fno-omit-frame-pointer"]
 
 
 def packages() -> list[str]:
@@ -59,56 +63,56 @@ class BuildNative(build_ext):
     def run(self) -> None:
         try:
             super().run()
-        except Exception as error:  # compilers fail in many ways: each one gets reported below
-            if os.environ.get("PREDET_REQUIRE_NATIVE") == "1":
+        except Exception as error:  # compilers fail in many ways: all of them end here
+            if "1" in (os.environ.get("PREDET_REQUIRE_NATIVE"), os.environ.get("PREDET_CUDA")):
                 raise
             self.extensions = []  # nothing to copy for an editable install
-            print(
-                f"warning: predet is installed WITHOUT its native operators: {error}\n"
-                "warning: its PyTorch references are used instead, which are many times slower. "
-                "Install a C++17 compiler and repeat the install, or set PREDET_REQUIRE_NATIVE=1 "
-                "to make this an error.",
-                file=sys.stderr,
+            warn(
+                f"predet is installed WITHOUT its native operators: {error}",
+                "Its PyTorch references are used instead, which are many times slower. Install a "
+                "C++17 compiler and repeat the install; PREDET_REQUIRE_NATIVE=1 makes this an "
+                "error.",
             )
 
     def build_extension(self, ext: Extension) -> None:
+        nvcc = find_nvcc()
+        if nvcc and os.environ.get("PREDET_CUDA") != "1":
+            try:
+                self.compile_and_link(ext, nvcc)
+                return
+            except Exception as error:
+                warn(f"predet is built without its CUDA kernels: {error}", f"(nvcc: {nvcc})")
+                nvcc = None
+        self.compile_and_link(ext, nvcc)
+
+    def compile_and_link(self, ext: Extension, nvcc: str | None) -> None:
         import pybind11
 
-        ext.include_dirs.append(pybind11.get_include())
         unix = self.compiler.compiler_type == "unix"
-        macros = list(ext.define_macros)
-        flags = self.unix_flags() if unix else ["/std:c++17", "/EHsc", "/O2"]
         kernels = self.supported_instruction_sets() if unix else []
-        macros += [(f"PREDET_WITH_{name.upper()}", None) for name in kernels]
-        nvcc = find_nvcc()
+        macros = [*ext.define_macros, *((f"PREDET_WITH_{k.upper()}", None) for k in kernels)]
+        flags = unix_flags() if unix else ["/std:c++17", "/EHsc", "/O2"]
+        include = [*ext.include_dirs, pybind11.get_include()]
+        architectures = cuda_architectures(nvcc) if nvcc else []
         if nvcc:
-            macros.append(("PREDET_WITH_CUDA", None))
-        jobs = [(source, flags + machine_flags(source)) for source in compiled(kernels)]
-        limit = int(os.environ.get("MAX_JOBS", 0)) or os.cpu_count() or 1
-        with ThreadPoolExecutor(limit) as pool:
-            cuda = [pool.submit(self.compile_cuda, nvcc, f, macros) for f in sources("*.cu") if nvcc]
-            cpp = [pool.submit(self.compile_cpp, ext, *job, macros) for job in jobs]
-            objects = [path for future in cpp + cuda for path in future.result()]
-        link = ["-pthread", "-fvisibility=hidden"] if unix else []
-        if os.environ.get("PREDET_SANITIZE") == "1":
-            link += SANITIZERS
-        libraries, folders = (["cudart_static", "dl", "rt"], cuda_folders(nvcc)) if nvcc else ([], [])
+            text = ";".join(map(str, architectures)) + "+PTX"
+            macros += [("PREDET_WITH_CUDA", None), ("PREDET_CUDA_ARCHITECTURES", f'"{text}"')]
+        cuda_files = sources("*.cu") if nvcc else []
+        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", 0)) or os.cpu_count()) as pool:
+            jobs = [pool.submit(self.compile_cuda, nvcc, architectures, f) for f in cuda_files]
+            for source in cpp_sources(kernels):
+                all_flags = flags + flags_of_file(source, unix)
+                jobs.append(pool.submit(self.compile_cpp, source, macros, include, all_flags))
+            objects = [job.result() for job in jobs]
         self.compiler.link_shared_object(
             objects,
             self.get_ext_fullpath(ext.name),
-            libraries=libraries,
-            library_dirs=folders,
-            extra_postargs=link,
+            libraries=["cudart_static", "dl", "rt"] if nvcc else [],
+            library_dirs=cuda_folders(nvcc) if nvcc else [],
+            extra_postargs=link_flags() if unix else [],
             build_temp=self.build_temp,
             target_lang="c++",
         )
-
-    def unix_flags(self) -> list[str]:
-        flags = ["-std=c++17", "-O3", "-g0", "-pthread", "-fvisibility=hidden"]
-        flags += ["-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
-        if os.environ.get("PREDET_SANITIZE") == "1":
-            flags += ["-O1", "-g", *SANITIZERS]
-        return flags
 
     def supported_instruction_sets(self) -> list[str]:
         if platform.machine().lower() not in ("x86_64", "amd64"):
@@ -118,65 +122,111 @@ class BuildNative(build_ext):
     def accepts(self, flags: list[str]) -> bool:
         """Whether the compiler knows these flags and compiles for x86-64 with them."""
         program = (
-            "#if !defined(__x86_64__)\n#error not x86-64\n#endif\n"
-            "#include <immintrin.h>\nint supported() { return __builtin_cpu_supports(\"avx2\"); }\n"
+            "#if !defined(__x86_64__)\n#error not x86-64\n#endif\n#include <immintrin.h>\n"
+            'int supported() { return __builtin_cpu_supports("avx2"); }\n'
         )
+        compiler = getattr(self.compiler, "compiler_so_cxx", None) or self.compiler.compiler_so
         with tempfile.TemporaryDirectory() as folder:
             probe = Path(folder, "probe.cpp")
             probe.write_text(program)
-            command = [*self.cpp_compiler(), *flags, "-c", str(probe), "-o", f"{probe}.o"]
+            command = [*compiler, *flags, "-c", str(probe), "-o", f"{probe}.o"]
             return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
-    def cpp_compiler(self) -> list[str]:
-        return list(getattr(self.compiler, "compiler_so_cxx", None) or self.compiler.compiler_so)
-
     def compile_cpp(
-        self, ext: Extension, source: str, flags: list[str], macros: list[tuple[str, str | None]]
-    ) -> list[str]:
-        return self.compiler.compile(
-            [source],
-            output_dir=self.build_temp,
-            macros=macros,
-            include_dirs=ext.include_dirs,
-            extra_postargs=flags,
-            depends=ext.depends,
-        )
+        self,
+        source: str,
+        macros: list[tuple[str, str | None]],
+        include: list[str],
+        flags: list[str],
+    ) -> str:
+        folder = self.folder_for(self.compiler.compiler_so, macros, include, flags)
+        (target,) = self.compiler.object_filenames([source], output_dir=folder)
+        if not up_to_date(target, source):
+            self.compiler.compile(
+                [source],
+                output_dir=folder,
+                macros=macros,
+                include_dirs=include,
+                extra_postargs=flags,
+            )
+        return target
 
-    def compile_cuda(
-        self, nvcc: str, source: str, macros: list[tuple[str, str | None]]
-    ) -> list[str]:
-        target = Path(self.build_temp, source).with_suffix(".cu.o")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        flags = [f"-D{name}" if value is None else f"-D{name}={value}" for name, value in macros]
-        flags += ["-std=c++17", "-O3", "--threads", "2", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
-        for architecture in CUDA_ARCHITECTURES:
-            code = f"sm_{architecture}"
-            if architecture == CUDA_ARCHITECTURES[-1]:
-                code = f"[{code},compute_{architecture}]"
-            flags += ["-gencode", f"arch=compute_{architecture},code={code}"]
-        command = [nvcc, *flags, "-c", source, "-o", str(target)]
-        print(" ".join(command))
-        subprocess.run(command, check=True)
-        return [str(target)]
+    def compile_cuda(self, nvcc: str, architectures: list[int], source: str) -> str:
+        flags = ["-std=c++17", "-O3", "--threads", "2", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+        flags += flags_of_cuda_file(source)
+        for number in architectures:
+            newest = number == architectures[-1]
+            code = f"[sm_{number},compute_{number}]" if newest else f"sm_{number}"
+            flags += ["-gencode", f"arch=compute_{number},code={code}"]
+        target = str(Path(self.folder_for(nvcc, flags), source).with_suffix(".cu.o"))
+        if not up_to_date(target, source):
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            run([nvcc, *flags, "-c", source, "-o", target])
+        return target
+
+    def folder_for(self, *command: object) -> str:
+        """Objects of different commands must not be taken for one another."""
+        return str(Path(self.build_temp, hashlib.sha256(repr(command).encode()).hexdigest()[:12]))
 
 
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-SANITIZERS += ["-fno-omit-frame-pointer"]
+def warn(*lines: str) -> None:
+    for line in lines:
+        sys.stderr.write(f"predet: warning: {line}\n")
 
 
-def compiled(instruction_sets: list[str]) -> list[str]:
-    """The .cpp files; of those made for an instruction set, the ones that can be compiled here."""
-    others = [name for name in INSTRUCTION_SETS if name not in instruction_sets]
-    return [
-        source for source in sources("*.cpp") if not any(f"_{name}.cpp" in source for name in others)
+def run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    sys.stdout.write(" ".join(command) + f"\n{done.stdout}{done.stderr}")
+    if done.returncode != 0:
+        raise RuntimeError(f"{command[0]} failed on {command[-3]}:\n{done.stderr[-2000:]}")
+
+
+def up_to_date(target: str, source: str) -> bool:
+    """Whether an object is newer than all that it may have been made from."""
+    inputs = [source, "setup.py", *sources("*.h")]
+    return Path(target).is_file() and all(
+        Path(target).stat().st_mtime > Path(path).stat().st_mtime for path in inputs
+    )
+
+
+def unix_flags() -> list[str]:
+    flags = ["-std=c++17", "-O3", "-g0", "-pthread", "-fvisibility=hidden"]
+    flags += [
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-Wall",
+        "-Wextra",
+        "-Wno-maybe-uninitialized",
     ]
+    return [*flags, "-O1", "-g", *SANITIZERS] if sanitizing() else flags
 
 
-def machine_flags(source: str) -> list[str]:
-    for name, flags in INSTRUCTION_SETS.items():
+def link_flags() -> list[str]:
+    return ["-pthread", *(SANITIZERS if sanitizing() else [])]
+
+
+def sanitizing() -> bool:
+    return os.environ.get("PREDET_SANITIZE") == "1"
+
+
+def flags_of_file(source: str, unix: bool) -> list[str]:
+    if not unix:
+        return []
+    flags = ["-ffp-contract=off"] if source.startswith(SAME_EVERYWHERE) else []
+    for name, machine in INSTRUCTION_SETS.items():
         if source.endswith(f"_{name}.cpp"):
-            return flags
-    return []
+            flags += machine
+    return flags
+
+
+def flags_of_cuda_file(source: str) -> list[str]:
+    return ["--fmad=false"] if source.startswith(SAME_EVERYWHERE) else []
+
+
+def cpp_sources(instruction_sets: list[str]) -> list[str]:
+    """The .cpp files, without those for instruction sets that cannot be compiled."""
+    missing = tuple(f"_{name}.cpp" for name in INSTRUCTION_SETS if name not in instruction_sets)
+    return [source for source in sources("*.cpp") if not source.endswith(missing)]
 
 
 def find_nvcc() -> str | None:
@@ -194,12 +244,21 @@ def find_nvcc() -> str | None:
     return found
 
 
+def cuda_architectures(nvcc: str) -> list[int]:
+    """Those of CUDA_ARCHITECTURES that this nvcc knows."""
+    answer = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
+    known = [number for number in CUDA_ARCHITECTURES if f"compute_{number}\n" in answer.stdout]
+    if not known:
+        raise RuntimeError(f"{nvcc} knows none of {CUDA_ARCHITECTURES}: {answer.stdout}")
+    return known
+
+
 def cuda_folders(nvcc: str) -> list[str]:
-    """Where the CUDA libraries are; nvcc may be a wrapper script, so it is asked."""
+    """Where the CUDA libraries are. nvcc may be a wrapper script, so it is asked."""
     with tempfile.TemporaryDirectory() as folder:
         probe = Path(folder, "probe.cu")
         probe.touch()
-        command = [nvcc, "--dryrun", "-c", str(probe)]
+        command = [nvcc, "--dryrun", "-c", str(probe), "-o", f"{probe}.o"]
         answer = subprocess.run(command, capture_output=True, text=True, check=True)
     line = re.search(r"^#\$ LIBRARIES=(.*)$", answer.stderr, re.MULTILINE)
     if line is None:
@@ -207,14 +266,7 @@ def cuda_folders(nvcc: str) -> list[str]:
     return [path for path in re.findall(r'-L([^"\s]+)', line.group(1)) if "stubs" not in path]
 
 
-architectures = ";".join(f"{a}" for a in CUDA_ARCHITECTURES) + "+PTX"
-native = Extension(
-    "predet._C",
-    sources=sources("*.cpp"),
-    depends=[*sources("*.h"), "setup.py"],
-    define_macros=[("PREDET_CUDA_ARCHITECTURES", f'"{architectures}"')],
-    language="c++",
-)
+native = Extension("predet._C", sources=sources("*.cpp"), language="c++")
 
 setup(
     packages=packages(),

@@ -8,8 +8,9 @@
 #include "common/checks.h"
 #include "common/cpu_features.h"
 #include "ms_deform_attn/bindings.h"
+#include "selective_search/bindings.h"
 #if defined(PREDET_WITH_CUDA)
-#include "common/cuda_support.h"
+#include "common/cuda_devices.h"
 #endif
 
 namespace py = pybind11;
@@ -62,4 +63,5 @@ PYBIND11_MODULE(_C, module) {
   module.def("instruction_set", [] { return predet::name_of(predet::instruction_set()); });
   module.def("use_instruction_set", &use_instruction_set, "For tests and benchmarks.");
   predet::ms_deform_attn::bind(module);
+  predet::selective_search::bind(module);
 }

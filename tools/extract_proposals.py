@@ -224,7 +224,6 @@ def reported(answers: Iterator[Answer], total: int) -> Iterator[Answer]:
     """The same answers; a line in the log now and then."""
     start = last = time.monotonic()
     for done, answer in enumerate(answers, start=1):
-        yield answer
         now = time.monotonic()
         if now - last >= REPORT_EVERY or done == total:
             last = now
@@ -237,6 +236,7 @@ def reported(answers: Iterator[Answer], total: int) -> Iterator[Answer]:
                 rate,
                 datetime.timedelta(seconds=round((total - done) / rate)),
             )
+        yield answer
 
 
 def with_recipe(args: argparse.Namespace) -> argparse.Namespace:

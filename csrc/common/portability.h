@@ -30,6 +30,17 @@
 #define PREDET_INLINE_LAMBDA
 #endif
 
+#if defined(__GNUC__)
+#define PREDET_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define PREDET_UNROLL(count) PREDET_PRAGMA(unroll count)
+#else
+#define PREDET_UNROLL(count) PREDET_PRAGMA(GCC unroll count)
+#endif
+#else
+#define PREDET_UNROLL(count)
+#endif
+
 // Kernels are compiled several times with different machine flags. Whatever a kernel includes lives
 // in the namespace of its instruction set: were it shared, the linker would keep one copy of each
 // inline function, possibly one that the machine at hand cannot run.

@@ -42,6 +42,13 @@ PREDET_ALWAYS_INLINE Vector<A, W> operator+(const Vector<A, W>& a, const Vector<
   return sum;
 }
 
+template <typename A, int W>
+PREDET_ALWAYS_INLINE Vector<A, W> operator*(const Vector<A, W>& a, const Vector<A, W>& b) {
+  Vector<A, W> product;
+  for (int i = 0; i < W; ++i) product.lane[i] = a.lane[i] * b.lane[i];
+  return product;
+}
+
 // a * b + c
 template <typename A, int W>
 PREDET_ALWAYS_INLINE Vector<A, W> multiply_add(const Vector<A, W>& a, const Vector<A, W>& b,
@@ -51,17 +58,19 @@ PREDET_ALWAYS_INLINE Vector<A, W> multiply_add(const Vector<A, W>& a, const Vect
   return result;
 }
 
-// to[r] = sum of rows[r], for as many rows as a vector has lanes
+// Lane r is the sum of rows[r].
 template <typename A, int W>
-PREDET_ALWAYS_INLINE void sum_rows(const Vector<A, W>* rows, A* to) {
+PREDET_ALWAYS_INLINE Vector<A, W> sums_of(const Vector<A, W> (&rows)[W]) {
+  Vector<A, W> sums;
   for (int r = 0; r < W; ++r) {
     A half[W];
     for (int i = 0; i < W; ++i) half[i] = rows[r].lane[i];
     for (int width = W / 2; width > 0; width /= 2) {
       for (int i = 0; i < width; ++i) half[i] += half[i + width];
     }
-    to[r] = half[0];
+    sums.lane[r] = half[0];
   }
+  return sums;
 }
 
 #if defined(__AVX2__)
@@ -99,6 +108,12 @@ PREDET_ALWAYS_INLINE Vector<float, 8> operator+(const Vector<float, 8>& a,
 }
 
 template <>
+PREDET_ALWAYS_INLINE Vector<float, 8> operator*(const Vector<float, 8>& a,
+                                                 const Vector<float, 8>& b) {
+  return {_mm256_mul_ps(a.v, b.v)};
+}
+
+template <>
 PREDET_ALWAYS_INLINE Vector<float, 8> multiply_add(const Vector<float, 8>& a,
                                                    const Vector<float, 8>& b,
                                                    const Vector<float, 8>& c) {
@@ -106,7 +121,7 @@ PREDET_ALWAYS_INLINE Vector<float, 8> multiply_add(const Vector<float, 8>& a,
 }
 
 template <>
-PREDET_ALWAYS_INLINE void sum_rows(const Vector<float, 8>* rows, float* to) {
+PREDET_ALWAYS_INLINE Vector<float, 8> sums_of(const Vector<float, 8> (&rows)[8]) {
   __m256 fours[2];
   for (int i = 0; i < 2; ++i) {
     __m256 pairs[2];
@@ -118,8 +133,8 @@ PREDET_ALWAYS_INLINE void sum_rows(const Vector<float, 8>* rows, float* to) {
     fours[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)),
                              _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
   }
-  _mm256_storeu_ps(to, _mm256_add_ps(_mm256_permute2f128_ps(fours[0], fours[1], 0x20),
-                                     _mm256_permute2f128_ps(fours[0], fours[1], 0x31)));
+  return {_mm256_add_ps(_mm256_permute2f128_ps(fours[0], fours[1], 0x20),
+                        _mm256_permute2f128_ps(fours[0], fours[1], 0x31))};
 }
 
 #endif  // AVX2
@@ -159,6 +174,12 @@ PREDET_ALWAYS_INLINE Vector<float, 16> operator+(const Vector<float, 16>& a,
 }
 
 template <>
+PREDET_ALWAYS_INLINE Vector<float, 16> operator*(const Vector<float, 16>& a,
+                                                  const Vector<float, 16>& b) {
+  return {_mm512_mul_ps(a.v, b.v)};
+}
+
+template <>
 PREDET_ALWAYS_INLINE Vector<float, 16> multiply_add(const Vector<float, 16>& a,
                                                     const Vector<float, 16>& b,
                                                     const Vector<float, 16>& c) {
@@ -166,7 +187,7 @@ PREDET_ALWAYS_INLINE Vector<float, 16> multiply_add(const Vector<float, 16>& a,
 }
 
 template <>
-PREDET_ALWAYS_INLINE void sum_rows(const Vector<float, 16>* rows, float* to) {
+PREDET_ALWAYS_INLINE Vector<float, 16> sums_of(const Vector<float, 16> (&rows)[16]) {
   __m512 fours[4];
   for (int i = 0; i < 4; ++i) {
     __m512 pairs[2];
@@ -183,8 +204,8 @@ PREDET_ALWAYS_INLINE void sum_rows(const Vector<float, 16>* rows, float* to) {
     eights[i] = _mm512_add_ps(_mm512_shuffle_f32x4(fours[2 * i], fours[2 * i + 1], 0x88),
                               _mm512_shuffle_f32x4(fours[2 * i], fours[2 * i + 1], 0xdd));
   }
-  _mm512_storeu_ps(to, _mm512_add_ps(_mm512_shuffle_f32x4(eights[0], eights[1], 0x88),
-                                     _mm512_shuffle_f32x4(eights[0], eights[1], 0xdd)));
+  return {_mm512_add_ps(_mm512_shuffle_f32x4(eights[0], eights[1], 0x88),
+                        _mm512_shuffle_f32x4(eights[0], eights[1], 0xdd))};
 }
 
 #endif  // AVX-512

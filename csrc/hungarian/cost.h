@@ -27,22 +27,29 @@ inline namespace PREDET_ISA {
 
 constexpr int32_t kSums = 16;  // partial sums of a softmax's normaliser: part of its definition
 
-// exp(x) for x <= 1; from -87 downwards exp(-87), which is 1.6e-38.
-PREDET_HOST_DEVICE float exponential(float x) {
-  const float clamped = x < -87.0f ? -87.0f : x;  // NaN stays NaN
-  // Adding 1.5 * 2^23 rounds to an integer, which then lies in the low bits.
-  const float shifted = clamped * 1.44269504f + 12582912.0f;
-  const float n = shifted - 12582912.0f;
-  const float r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;  // ln 2 in two parts
-  float sum = 1.0f / 5040;  // Taylor's series: |r| < 0.35
-  sum = sum * r + 1.0f / 720;
-  sum = sum * r + 1.0f / 120;
-  sum = sum * r + 1.0f / 24;
-  sum = sum * r + 1.0f / 6;
-  sum = sum * r + 0.5f;
-  sum = sum * r + 1.0f;
-  sum = sum * r + 1.0f;
-  return sum * float_from_bits((bits_from_float(shifted) + 127u) << 23);
+// NaN in `x` is kept.
+PREDET_HOST_DEVICE float at_least(float x, float least) { return x < least ? least : x; }
+
+// 2^n of a number that is n + 1.5 * 2^23: there n lies in the low bits.
+PREDET_HOST_DEVICE float power_of_two(float shifted) {
+  return float_from_bits((bits_from_float(shifted) + 127u) << 23);
+}
+
+// exp(x) for x <= 1; from -87 downwards exp(-87), which is 1.6e-38. V: float, or several (lanes.h).
+template <typename V>
+PREDET_HOST_DEVICE V exponential(V x) {
+  const V clamped = at_least(x, V(-87.0f));
+  const V shifted = clamped * V(1.44269504f) + V(12582912.0f);  // rounded to an integer
+  const V n = shifted - V(12582912.0f);
+  const V r = (clamped - n * V(0.693359375f)) - n * V(-2.12194440e-4f);  // ln 2 in two parts
+  V sum = V(1.0f / 5040) * r + V(1.0f / 720);  // Taylor's series: |r| < 0.35
+  sum = sum * r + V(1.0f / 120);
+  sum = sum * r + V(1.0f / 24);
+  sum = sum * r + V(1.0f / 6);
+  sum = sum * r + V(0.5f);
+  sum = sum * r + V(1.0f);
+  sum = sum * r + V(1.0f);
+  return sum * power_of_two(shifted);
 }
 
 // log(x) for normal x > 0.
@@ -93,9 +100,6 @@ struct Box {
 PREDET_HOST_DEVICE Box box_of(float cx, float cy, float w, float h) {
   return {cx, cy, w, h, cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2, w * h};
 }
-
-// NaN in `x` is kept.
-PREDET_HOST_DEVICE float at_least(float x, float least) { return x < least ? least : x; }
 
 PREDET_HOST_DEVICE float extent(float low1, float low2, float high1, float high2) {
   return at_least((high1 < high2 ? high1 : high2) - (low1 > low2 ? low1 : low2), 0.0f);

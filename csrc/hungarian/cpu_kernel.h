@@ -27,36 +27,76 @@ struct alignas(64) Tile {
   }
 };
 
-// log(sum(exp(row))), as PyTorch has it for rows that are not finite.
+PREDET_ALWAYS_INLINE Lanes<float> load_numbers(const float* from) {
+  return Lanes<float>::load(from);
+}
 template <typename T>
-float log_sum_exp(const T* row, int64_t classes) {
-  float last[kSums];  // what does not fill all partial sums
-  const int64_t whole = classes / kSums * kSums;
-  for (int64_t i = 0; i < kSums; ++i) {
-    last[i] = whole + i < classes ? widen(row[whole + i]) : -infinity<float>();
+PREDET_ALWAYS_INLINE Lanes<float> load_numbers(const T* from) {
+  float wide[Lanes<float>::width];
+  for (int32_t i = 0; i < Lanes<float>::width; ++i) wide[i] = widen(from[i]);
+  return Lanes<float>::load(wide);
+}
+
+// The first `count` numbers, which may be none; -inf in the other lanes.
+PREDET_ALWAYS_INLINE Lanes<float> load_first(int64_t count, const float* from) {
+  return Lanes<float>::load_first(count, from, Lanes<float>(-infinity<float>()));
+}
+template <typename T>
+PREDET_ALWAYS_INLINE Lanes<float> load_first(int64_t count, const T* from) {
+  float wide[Lanes<float>::width];
+  for (int32_t i = 0; i < Lanes<float>::width; ++i) {
+    wide[i] = i < count ? widen(from[i]) : -infinity<float>();
   }
-  float most[kSums];
-  for (int32_t i = 0; i < kSums; ++i) most[i] = last[i];
-  for (int64_t k = 0; k < whole; k += kSums) {
-    for (int32_t i = 0; i < kSums; ++i) {
-      const float x = widen(row[k + i]);
-      most[i] = (x > most[i]) | (x != x) ? x : most[i];  // NaN wins and stays
+  return Lanes<float>::load(wide);
+}
+
+template <typename T>
+bool has_nan(const T* row, int64_t classes) {
+  for (int64_t k = 0; k < classes; ++k) {
+    if (widen(row[k]) != widen(row[k])) return true;
+  }
+  return false;
+}
+
+// log(sum(exp(row))) for the rows of a tile, as PyTorch has it also where it is not finite.
+template <typename T>
+void normalize(const T* rows, int64_t stride, int64_t classes, Tile& tile) {
+  using V = Lanes<float>;
+  constexpr int32_t kParts = kSums / V::width;
+  const int64_t whole = classes / kSums * kSums;
+  float highest[kBlock], sum[kBlock];
+  for (int32_t i = 0; i < tile.count; ++i) {
+    const T* row = rows + i * stride;
+    V last[kParts];
+    for (int32_t p = 0; p < kParts; ++p) {
+      last[p] = load_first(classes - whole - p * V::width, row + whole + p * V::width);
+    }
+    V most = last[0];
+    for (int32_t p = 1; p < kParts; ++p) most = greater(last[p], most);
+    for (int64_t k = 0; k < whole; k += V::width) most = greater(load_numbers(row + k), most);
+    highest[i] = most.highest();
+    const V offset(highest[i]);
+    V sums[kParts];
+    for (int32_t p = 0; p < kParts; ++p) sums[p] = V(0.0f);
+    for (int64_t k = 0; k < whole; k += kSums) {
+      for (int32_t p = 0; p < kParts; ++p) {
+        sums[p] = sums[p] + exponential(load_numbers(row + k + p * V::width) - offset);
+      }
+    }
+    if (whole < classes) {
+      for (int32_t p = 0; p < kParts; ++p) sums[p] = sums[p] + exponential(last[p] - offset);
+    }
+    for (int32_t half = kParts / 2; half > 0; half /= 2) {
+      for (int32_t p = 0; p < half; ++p) sums[p] = sums[p] + sums[p + half];
+    }
+    sum[i] = sums[0].total();
+    if (!is_finite(highest[i])) {
+      sum[i] = 1;
+      if (has_nan(row, classes)) highest[i] = not_a_number();
     }
   }
-  float highest = most[0];
-  for (int32_t i = 1; i < kSums; ++i) {
-    highest = (most[i] > highest) | (most[i] != most[i]) ? most[i] : highest;
-  }
-  if (!is_finite(highest)) return highest;
-  float sum[kSums] = {};
-  for (int64_t k = 0; k < whole; k += kSums) {
-    for (int32_t i = 0; i < kSums; ++i) sum[i] += exponential(widen(row[k + i]) - highest);
-  }
-  for (int32_t i = 0; i < kSums; ++i) sum[i] += exponential(last[i] - highest);
-  for (int32_t half = kSums / 2; half > 0; half /= 2) {
-    for (int32_t i = 0; i < half; ++i) sum[i] += sum[i + half];
-  }
-  return highest + logarithm(sum[0]);
+  for (int32_t i = tile.count; i < kBlock; ++i) highest[i] = sum[i] = 1;
+  for (int32_t i = 0; i < kBlock; ++i) tile.normalizer[i] = highest[i] + logarithm(sum[i]);
 }
 
 PREDET_ALWAYS_INLINE void load_boxes(const float* boxes, int64_t stride, Tile& tile) {
@@ -77,23 +117,27 @@ PREDET_ALWAYS_INLINE void load_boxes(const float* boxes, int64_t stride, Tile& t
   }
 }
 
-// The class part of the cost of class `k`, for each query of the tile.
+// (distinct classes, kBlock): the class part of the cost of each class for each query of the tile.
 template <typename T>
 PREDET_ALWAYS_INLINE void class_costs(const CostWeights& weights, const T* logits, int64_t stride,
-                                      int64_t k, const Tile& tile, float* to) {
-  float logit[kBlock];
-  for (int32_t i = 0; i < kBlock; ++i) {
-    logit[i] = widen(logits[(i < tile.count ? i : tile.count - 1) * stride + k]);
+                                      const ClassSlots& classes, const Tile& tile, float* to) {
+  // Row by row, as memory likes it, although a query is a lane afterwards.
+  for (int32_t i = 0; i < tile.count; ++i) {
+    const T* row = logits + i * stride;
+    for (int32_t c = 0; c < classes.count; ++c) to[c * kBlock + i] = widen(row[classes.class_of[c]]);
   }
-  if (weights.softmax) {
-    for (int32_t i = 0; i < kBlock; ++i) to[i] = softmax_cost(logit[i], tile.normalizer[i]);
-  } else if (weights.gamma == 2.0f) {
-    for (int32_t i = 0; i < kBlock; ++i) {
-      to[i] = focal_cost<true>(logit[i], weights.alpha, weights.gamma);
-    }
-  } else {
-    for (int32_t i = 0; i < kBlock; ++i) {
-      to[i] = focal_cost<false>(logit[i], weights.alpha, weights.gamma);
+  for (int32_t c = 0; c < classes.count; ++c, to += kBlock) {
+    for (int32_t i = tile.count; i < kBlock; ++i) to[i] = 0;
+    if (weights.softmax) {
+      for (int32_t i = 0; i < kBlock; ++i) to[i] = softmax_cost(to[i], tile.normalizer[i]);
+    } else if (weights.gamma == 2.0f) {
+      for (int32_t i = 0; i < kBlock; ++i) {
+        to[i] = focal_cost<true>(to[i], weights.alpha, weights.gamma);
+      }
+    } else {
+      for (int32_t i = 0; i < kBlock; ++i) {
+        to[i] = focal_cost<false>(to[i], weights.alpha, weights.gamma);
+      }
     }
   }
 }
@@ -137,16 +181,8 @@ void match_problem(const Match& m, int64_t layer, int64_t image, const ClassSlot
     tile.count = queries - first < kBlock ? int32_t(queries - first) : kBlock;
     load_boxes(boxes + first * m.boxes_stride.query, m.boxes_stride.query, tile);
     const T* tile_logits = logits + first * m.logits_stride.query;
-    if (m.weights.softmax) {
-      for (int32_t i = 0; i < kBlock; ++i) {
-        tile.normalizer[i] =
-            i < tile.count ? log_sum_exp(tile_logits + i * m.logits_stride.query, m.classes) : 0;
-      }
-    }
-    for (int32_t c = 0; c < classes.count; ++c) {
-      class_costs(m.weights, tile_logits, m.logits_stride.query, classes.class_of[c], tile,
-                  class_part + c * kBlock);
-    }
+    if (m.weights.softmax) normalize(tile_logits, m.logits_stride.query, m.classes, tile);
+    class_costs(m.weights, tile_logits, m.logits_stride.query, classes, tile, class_part);
     for (int32_t t = 0; t < targets; ++t) {
       const float* box = target_boxes + t * 4;
       float least;
@@ -157,7 +193,7 @@ void match_problem(const Match& m, int64_t layer, int64_t image, const ClassSlot
     }
   }
   m.bad[layer * m.images + image] = bad;
-  const int64_t row = layer * m.first[m.images] + m.first[image];
+  const int64_t row = layer * m.total_targets + m.first[image];
   assign(OneThread(), workspace, cost, queries, targets, int32_t(queries), m.copies, bounded,
          m.query_of_target + row * m.copies);
 }
@@ -186,7 +222,7 @@ void assign_problem(const Assignment& a, int64_t layer, int64_t image, void* mem
       static_cast<const T*>(a.cost) + layer * a.layer_stride + first * a.target_stride;
   a.bad[layer * a.images + image] =
       assign(OneThread(), workspace, cost, a.target_stride, targets, int32_t(a.queries), 1, false,
-             a.query_of_target + layer * a.first[a.images] + first);
+             a.query_of_target + layer * a.total_targets + first);
 }
 
 inline int64_t assign_bytes(const Assignment& a, int64_t targets) {

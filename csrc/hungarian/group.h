@@ -27,6 +27,8 @@ PREDET_HOST_DEVICE T infinity() {
   return T(__builtin_huge_val());
 }
 
+PREDET_HOST_DEVICE float not_a_number() { return __builtin_nanf(""); }
+
 PREDET_HOST_DEVICE float largest(float) { return 3.4028234663852886e38f; }
 PREDET_HOST_DEVICE double largest(double) { return 1.7976931348623157e308; }
 

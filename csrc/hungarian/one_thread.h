@@ -26,12 +26,12 @@ inline int32_t bit_count(uint32_t set) {
 
 template <typename T>
 PREDET_ALWAYS_INLINE typename Lanes<T>::Mask finite_lanes(const Lanes<T>& x) {
-  return x.magnitude() <= Lanes<T>::fill(largest(T()));
+  return x.magnitude() <= Lanes<T>(largest(T()));
 }
 
 template <typename T>
 PREDET_ALWAYS_INLINE Lanes<T> usable(const Lanes<T>& cost) {
-  return pick(finite_lanes(cost), cost, Lanes<T>::fill(T(kBadCost)));
+  return pick(finite_lanes(cost), cost, Lanes<T>(T(kBadCost)));
 }
 
 struct OneThread {
@@ -59,7 +59,7 @@ struct OneThread {
     if (count < V::width) return lowest_of_few(cost, barrier, count);
     T seen[kBlock];
     const int32_t last = count - V::width;  // the last vector overlaps the one before
-    V least = V::fill(infinity<T>());
+    V least = V(infinity<T>());
     for (int32_t i = 0;; i += V::width) {
       if (i > last) i = last;
       const V x = greater(usable(V::load(cost + i)), V::load(barrier + i));
@@ -67,7 +67,7 @@ struct OneThread {
       least = lesser(x, least);
       if (i == last) break;
     }
-    const V wanted = V::fill(least.lowest());
+    const V wanted = V(least.lowest());
     for (int32_t i = 0;; i += V::width) {
       if (i > last) i = last;
       const uint32_t set = bits(V::load(seen + i) <= wanted);
@@ -80,13 +80,13 @@ struct OneThread {
   template <typename T>
   PREDET_ALWAYS_INLINE T bound(const T* cost, int32_t count, int64_t& bad) const {
     using V = Lanes<T>;
-    V least = V::fill(infinity<T>());
+    V least = V(infinity<T>());
     int32_t i = 0, finite = 0;
     for (; i + V::width <= count; i += V::width) {
       const V x = V::load(cost + i);
       const auto mask = finite_lanes(x);
       finite += bit_count(bits(mask));
-      least = lesser(pick(mask, x, V::fill(T(kBadCost))), least);
+      least = lesser(pick(mask, x, V(T(kBadCost))), least);
     }
     T lowest = least.lowest();
     for (; i < count; ++i) {
@@ -104,8 +104,8 @@ struct OneThread {
                                            int64_t row, int32_t count, double* key,
                                            int64_t* from) const {
     using V = Lanes<double>;
-    const V start = V::fill(base);
-    V least = V::fill(infinity<double>());
+    const V start = V(base);
+    V least = V(infinity<double>());
     for (int32_t i = 0; i < count; i += V::width) {
       const V length = start + (V::load(near + i) + V::load(open + i));
       const V before = V::load(key + i);
@@ -123,7 +123,7 @@ struct OneThread {
   template <typename T>
   PREDET_ALWAYS_INLINE Found<T> find(const T* values, T wanted) const {
     using V = Lanes<T>;
-    const V most = V::fill(wanted);
+    const V most = V(wanted);
     for (int32_t i = 0;; i += V::width) {
       const uint32_t set = bits(V::load(values + i) <= most);
       if (set != 0) return {wanted, i + first_bit(set)};

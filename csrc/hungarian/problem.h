@@ -22,6 +22,7 @@ struct Match {
   int64_t layers, images, queries, classes;
   int32_t copies;        // how often each target is wanted
   const int32_t* first;  // (B + 1), in host memory
+  int64_t total_targets;     // M, which is first[B]
 
   DType logits_type;
   const void* logits;  // (L, B, Q, K), the last dimension dense
@@ -43,6 +44,7 @@ struct Match {
 struct Assignment {
   int64_t layers, images, queries;
   const int32_t* first;  // (B + 1), in host memory
+  int64_t total_targets;     // M, which is first[B]
   DType cost_type;       // float32 or float64
   const void* cost;      // (L, M, Q)
   int64_t layer_stride, target_stride;

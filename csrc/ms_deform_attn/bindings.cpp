@@ -68,6 +68,8 @@ Problem problem_of(const Sizes& sizes, const std::vector<Level>& levels, int val
   checked_product({p.batch, p.queries, p.heads, p.channels, 16});
   checked_product({p.batch, p.queries, p.heads, p.levels, p.points, 32});
   checked_product({p.batch, p.queries, p.heads, p.levels, 64});
+  require(checked_product({p.pixels, p.channels}) <= std::numeric_limits<int32_t>::max(),
+          "a head with 2^31 numbers and more is not supported");
   require(value_type >= 0 && value_type <= 3, "unknown dtype of the value");
   p.value_type = DType(value_type);
   const DType arithmetic =

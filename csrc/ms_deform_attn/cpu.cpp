@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "../common/buffer.h"
 #include "../common/cpu_features.h"
@@ -28,8 +29,10 @@ Kernels choose_kernels(DType type) {
 }
 
 // Packing reads and writes each pixel once; sampling without it pays for each of 4 Q L P pixels.
+// Kernels count in 32 bits, which may be too few for an unpacked head.
 bool packing_pays(const Problem& p) {
-  return 2 * p.queries * p.points_of_head() > p.pixels;
+  return 2 * p.queries * p.points_of_head() > p.pixels ||
+         p.pixels * p.heads * p.channels > std::numeric_limits<int32_t>::max();
 }
 
 // Whole heads are the cheapest tasks. They are too few for this many threads if some would idle
@@ -163,17 +166,17 @@ class Backward : Run {
  public:
   Backward(const Problem& problem, int threads)
       : Run(problem, threads),
-        grad_points_(problem.grad_given != nullptr || problem.grad_weights != nullptr ||
+        want_value_(problem.grad_value != nullptr),
+        want_points_(problem.grad_given != nullptr || problem.grad_weights != nullptr ||
                      problem.grad_reference != nullptr),
-        pack_value_(grad_points_ && (packing_pays(problem) ||
-                                     bytes_of(problem.value_type) != k_.arithmetic_bytes)),
-        reference_bytes_(problem.grad_reference == nullptr
-                             ? 0
-                             : heads_ * problem.queries * problem.levels *
-                                   problem.reference_size * k_.arithmetic_bytes),
-        grad_reference_(reference_bytes_) {}
+        packed_(packing_pays(problem) || bytes_of(problem.value_type) != k_.arithmetic_bytes),
+        grad_reference_(problem.grad_reference == nullptr
+                            ? 0
+                            : heads_ * problem.queries * problem.levels *
+                                  problem.reference_size * k_.arithmetic_bytes) {}
 
   void run() {
+    if (want_value_ && !packed_) clear_gradient();
     if (whole_heads_fill(heads_, threads_)) {
       whole_heads();
     } else {
@@ -189,40 +192,61 @@ class Backward : Run {
   }
 
  private:
-  HeadTask backward_task(int64_t head, char* scratch) {
+  // One head's maps; with `packed` they lie there, else where the caller has them.
+  HeadTask backward_task(int64_t head, char* scratch, char* value, char* gradient) {
     HeadTask task = task_of(head, scratch);
-    task.grad_points = grad_points_;
+    task.grad_points = want_points_;
+    if (want_value_) {
+      const auto* start = static_cast<const char*>(p_.value);
+      task.grad_value = static_cast<char*>(p_.grad_value) +
+                        (static_cast<const char*>(task.value) - start);
+    }
+    if (packed_) {
+      use_packed_value(task, value);
+      if (want_value_) task.grad_value = gradient;
+    }
     if (p_.grad_reference != nullptr) task.grad_reference = grad_reference_.at(0);
     return task;
   }
 
-  void use_packed_gradient(HeadTask& task, char* packed) const {
-    task.grad_value = packed;
-    task.grad_value_stride = p_.channels;
+  void clear_gradient() {
+    const int64_t bytes =
+        p_.batch * p_.pixels * p_.heads * p_.channels * bytes_of(p_.value_type);
+    parallel_for(threads_, threads_, [&](int64_t i, int) {
+      const Share part(bytes, i, threads_);
+      std::memset(static_cast<char*>(p_.grad_value) + part.first, 0, part.last - part.first);
+    });
   }
 
+  void pack(int64_t head, const Share& pixels, char* value, char* gradient) const {
+    if (want_points_) {
+      k_.pack(p_, head / p_.heads, head % p_.heads, pixels.first, pixels.last, value);
+    }
+    if (want_value_) {
+      const int64_t pixel_bytes = p_.channels * k_.arithmetic_bytes;
+      std::memset(gradient + pixels.first * pixel_bytes, 0,
+                  (pixels.last - pixels.first) * pixel_bytes);
+    }
+  }
+
+  void unpack(int64_t head, const Share& pixels, const char* gradient) const {
+    k_.unpack(p_, head / p_.heads, head % p_.heads, pixels.first, pixels.last, gradient);
+  }
+
+  int64_t value_bytes() const { return packed_ && want_points_ ? head_bytes_ : 0; }
+  int64_t gradient_bytes() const { return packed_ && want_value_ ? head_bytes_ : 0; }
+
   void whole_heads() {
-    const int64_t value_bytes = pack_value_ ? head_bytes_ : 0;
-    const int64_t grad_bytes = p_.grad_value != nullptr ? head_bytes_ : 0;
-    const int64_t each = scratch_bytes_ + value_bytes + grad_bytes;
+    const int64_t each = scratch_bytes_ + value_bytes() + gradient_bytes();
     Buffer buffer(each * threads_);
+    const Share all(p_.pixels, 0, 1);
     parallel_for(heads_, threads_, [&](int64_t head, int worker) {
       char* own = buffer.at(each * worker);
       char* value = own + scratch_bytes_;
-      char* gradient = value + value_bytes;
-      HeadTask task = backward_task(head, own);
-      if (pack_value_) {
-        k_.pack(p_, task.image, task.head, 0, p_.pixels, value);
-        use_packed_value(task, value);
-      }
-      if (p_.grad_value != nullptr) {
-        std::memset(gradient, 0, grad_bytes);
-        use_packed_gradient(task, gradient);
-      }
-      k_.backward(p_, task);
-      if (p_.grad_value != nullptr) {
-        k_.unpack(p_, task.image, task.head, 0, p_.pixels, gradient);
-      }
+      char* gradient = value + value_bytes();
+      if (packed_) pack(head, all, value, gradient);
+      k_.backward(p_, backward_task(head, own, value, gradient));
+      if (packed_ && want_value_) unpack(head, all, gradient);
     });
   }
 
@@ -231,57 +255,42 @@ class Backward : Run {
   void split_heads() {
     const int64_t group = std::min<int64_t>(heads_, threads_);
     Buffer scratch(scratch_bytes_ * threads_);
-    Buffer values(pack_value_ ? head_bytes_ * group : 0);
-    Buffer gradients(p_.grad_value != nullptr ? head_bytes_ * group : 0);
+    Buffer values(value_bytes() * group), gradients(gradient_bytes() * group);
     for (int64_t first = 0; first < heads_; first += group) {
       const int64_t size = std::min(group, heads_ - first);
-      prepare(first, size, values, gradients);
-      const int64_t levels = p_.grad_value != nullptr ? p_.levels : 0;
-      const int64_t parts = grad_points_ ? parts_of(size, p_.queries) : 0;
+      const int64_t pixel_parts = parts_of(size, p_.pixels);
+      const auto for_pixels = [&](auto&& body) {
+        parallel_for(size * pixel_parts, threads_, [&](int64_t i, int) {
+          const int64_t slot = i / pixel_parts;
+          body(first + slot, Share(p_.pixels, i % pixel_parts, pixel_parts),
+               values.at(value_bytes() * slot), gradients.at(gradient_bytes() * slot));
+        });
+      };
+      if (packed_) for_pixels([&](auto... arguments) { pack(arguments...); });
+      const int64_t levels = want_value_ ? p_.levels : 0;
+      const int64_t parts = want_points_ ? parts_of(size, p_.queries) : 0;
       parallel_for(size * (levels + parts), threads_, [&](int64_t i, int worker) {
         const int64_t slot = i % size, work = i / size;
-        HeadTask task = backward_task(first + slot, scratch.at(scratch_bytes_ * worker));
-        if (pack_value_) use_packed_value(task, values.at(head_bytes_ * slot));
+        HeadTask task =
+            backward_task(first + slot, scratch.at(scratch_bytes_ * worker),
+                          values.at(value_bytes() * slot), gradients.at(gradient_bytes() * slot));
         if (work < levels) {
           task.grad_points = false;
           task.only_level = work;
-          use_packed_gradient(task, gradients.at(head_bytes_ * slot));
         } else {
           const Share queries(p_.queries, work - levels, parts);
           task.first_query = queries.first;
           task.last_query = queries.last;
+          task.grad_value = nullptr;
         }
         k_.backward(p_, task);
       });
-      if (p_.grad_value != nullptr) finish(first, size, gradients);
+      if (packed_ && want_value_) {
+        for_pixels([&](int64_t head, const Share& pixels, char*, char* gradient) {
+          unpack(head, pixels, gradient);
+        });
+      }
     }
-  }
-
-  void prepare(int64_t first, int64_t size, Buffer& values, Buffer& gradients) {
-    const int64_t parts = parts_of(size, p_.pixels);
-    parallel_for(size * parts, threads_, [&](int64_t i, int) {
-      const int64_t slot = i / parts, head = first + slot;
-      const Share pixels(p_.pixels, i % parts, parts);
-      if (pack_value_) {
-        k_.pack(p_, head / p_.heads, head % p_.heads, pixels.first, pixels.last,
-                values.at(head_bytes_ * slot));
-      }
-      if (p_.grad_value != nullptr) {
-        const int64_t pixel_bytes = p_.channels * k_.arithmetic_bytes;
-        std::memset(gradients.at(head_bytes_ * slot + pixels.first * pixel_bytes), 0,
-                    (pixels.last - pixels.first) * pixel_bytes);
-      }
-    });
-  }
-
-  void finish(int64_t first, int64_t size, Buffer& gradients) {
-    const int64_t parts = parts_of(size, p_.pixels);
-    parallel_for(size * parts, threads_, [&](int64_t i, int) {
-      const int64_t slot = i / parts, head = first + slot;
-      const Share pixels(p_.pixels, i % parts, parts);
-      k_.unpack(p_, head / p_.heads, head % p_.heads, pixels.first, pixels.last,
-                gradients.at(head_bytes_ * slot));
-    });
   }
 
   // The reference is shared by all heads of a query.
@@ -299,8 +308,8 @@ class Backward : Run {
     }
   }
 
-  const bool grad_points_, pack_value_;
-  const int64_t reference_bytes_;
+  const bool want_value_, want_points_;
+  const bool packed_;
   Buffer grad_reference_;
 };
 

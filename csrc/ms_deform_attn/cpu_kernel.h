@@ -25,8 +25,10 @@ template <typename A>
 struct alignas(64) Lanes {
   A width[kLanes], height[kLanes];
   A used[kLanes];  // 1, or 0 beyond the last point
-  int32_t columns[kLanes], rows[kLanes], first_pixel[kLanes], level[kLanes];
+  int32_t columns[kLanes], rows[kLanes], level[kLanes];
   int32_t reference[kLanes];  // where the reference of this level begins
+  // Where a level and its rows begin in the value, in numbers.
+  int32_t level_offset[kLanes], row_stride[kLanes];
   int32_t count;
 };
 
@@ -37,7 +39,8 @@ struct alignas(64) Points {
   int32_t offset[4][kLanes];  // of each pixel in the value, in numbers
   int32_t inside[kLanes];
   // For the backward pass.
-  A weight[kLanes], right[kLanes], down[kLanes], mask[4][kLanes];
+  A weight[kLanes];
+  A x_share[2][kLanes], y_share[2][kLanes], x_mask[2][kLanes], y_mask[2][kLanes];
   A given_x[kLanes], given_y[kLanes], scale_x[kLanes], scale_y[kLanes];
   A dot[4][kLanes], grad_weight[kLanes], grad_x[kLanes], grad_y[kLanes];
 };
@@ -76,7 +79,8 @@ Workspace<A> open_workspace(const Problem& p, const HeadTask& task) {
     lanes.rows[lane] = level.height;
     lanes.width[lane] = A(level.width);
     lanes.height[lane] = A(level.height);
-    lanes.first_pixel[lane] = level.first_pixel;
+    lanes.level_offset[lane] = int32_t(level.first_pixel * task.value_stride);
+    lanes.row_stride[lane] = int32_t(level.width * task.value_stride);
     lanes.level[lane] = int32_t(l);
     lanes.reference[lane] = int32_t(l * p.reference_size);
     lanes.used[lane] = used ? A(1) : A(0);
@@ -124,37 +128,54 @@ PREDET_ALWAYS_INLINE void load_given(const Lanes<A>& lanes, const A* from, A* x,
   }
 }
 
+// Over the points of each query. One step for all queries before the next step: numbers written by
+// a step are read by the following one, and would be waited for if it followed at once.
 template <typename A>
-PREDET_ALWAYS_INLINE void softmax(const Workspace<A>& work, Points<A>* points) {
-  A highest = points[0].weight[0];
-  for (int64_t b = 0; b < work.blocks; ++b) {
-    if (work.lanes[b].count == kLanes) {
-      const A here = highest_of<kLanes>(points[b].weight);
-      highest = here > highest ? here : highest;
-    } else {
-      for (int i = 0; i < work.lanes[b].count; ++i) {
-        highest = points[b].weight[i] > highest ? points[b].weight[i] : highest;
+PREDET_ALWAYS_INLINE void softmax(const Workspace<A>& work, int64_t queries) {
+  A factor[kQueries];
+  for (int64_t q = 0; q < queries; ++q) {
+    const Points<A>* points = work.points + q * work.blocks;
+    A highest = points[0].weight[0];
+    for (int64_t b = 0; b < work.blocks; ++b) {
+      if (work.lanes[b].count == kLanes) {
+        const A here = highest_of<kLanes>(points[b].weight);
+        highest = here > highest ? here : highest;
+      } else {
+        for (int i = 0; i < work.lanes[b].count; ++i) {
+          highest = points[b].weight[i] > highest ? points[b].weight[i] : highest;
+        }
+      }
+    }
+    factor[q] = highest;
+  }
+  for (int64_t q = 0; q < queries; ++q) {
+    for (int64_t b = 0; b < work.blocks; ++b) {
+      Points<A>& PREDET_RESTRICT points = work.points[q * work.blocks + b];
+      const Lanes<A>& PREDET_RESTRICT lanes = work.lanes[b];
+      for (int i = 0; i < kLanes; ++i) {
+        points.weight[i] = exponential(points.weight[i] - factor[q]) * lanes.used[i];
       }
     }
   }
-  A sum = A(0);
-  for (int64_t b = 0; b < work.blocks; ++b) {
-    A e[kLanes];
-    for (int i = 0; i < kLanes; ++i) {
-      e[i] = exponential(points[b].weight[i] - highest) * work.lanes[b].used[i];
+  for (int64_t q = 0; q < queries; ++q) {
+    A sum = A(0);
+    for (int64_t b = 0; b < work.blocks; ++b) {
+      sum += sum_of<kLanes>(work.points[q * work.blocks + b].weight);
     }
-    sum += sum_of<kLanes>(e);
-    for (int i = 0; i < kLanes; ++i) points[b].weight[i] = e[i];
+    factor[q] = A(1) / sum;
   }
-  const A factor = A(1) / sum;
-  for (int64_t b = 0; b < work.blocks; ++b) {
-    for (int i = 0; i < kLanes; ++i) points[b].weight[i] *= factor;
+  for (int64_t q = 0; q < queries; ++q) {
+    for (int64_t b = 0; b < work.blocks; ++b) {
+      A* weight = work.points[q * work.blocks + b].weight;
+      for (int i = 0; i < kLanes; ++i) weight[i] *= factor[q];
+    }
   }
 }
 
-// base and scale of the table in sampling.h
+// The columns of the table in sampling.h.
 template <typename A>
-struct Placement {
+struct alignas(64) Placement {
+  A given_x[kLanes], given_y[kLanes];
   A base_x[kLanes], base_y[kLanes], scale_x[kLanes], scale_y[kLanes];
 };
 
@@ -189,26 +210,35 @@ PREDET_ALWAYS_INLINE void place(const Problem& p, const Lanes<A>& lanes, const A
 
 // Everything that the mixing needs to know of 16 points whose weights are known.
 template <bool kBackward, typename A>
-PREDET_ALWAYS_INLINE void locate_points(const Lanes<A>& lanes, const Placement<A>& at,
-                                        const A* given_x, const A* given_y, int32_t stride,
-                                        Points<A>& points) {
+PREDET_ALWAYS_INLINE void locate_points(const Lanes<A>& PREDET_RESTRICT lanes,
+                                        const Placement<A>& PREDET_RESTRICT at, int32_t stride,
+                                        Points<A>& PREDET_RESTRICT points) {
   for (int i = 0; i < kLanes; ++i) {
-    const A x = at.base_x[i] + at.scale_x[i] * given_x[i];
-    const A y = at.base_y[i] + at.scale_y[i] * given_y[i];
-    const Sample<A> s = locate(x, y, lanes.columns[i], lanes.rows[i]);
-    A share[4];
-    bilinear(s.right, s.down, s.mask, share);
-    points.inside[i] = s.inside;
-    for (int k = 0; k < 4; ++k) {
-      points.share[k][i] = points.weight[i] * share[k];
-      points.offset[k][i] = (lanes.first_pixel[i] + s.pixel[k]) * stride;
-      if (kBackward) points.mask[k][i] = s.mask[k];
-    }
+    const Span<A> x = span_of(at.base_x[i] + at.scale_x[i] * at.given_x[i], lanes.columns[i]);
+    const Span<A> y = span_of(at.base_y[i] + at.scale_y[i] * at.given_y[i], lanes.rows[i]);
+    points.inside[i] = x.inside & y.inside;
+    const A top = points.weight[i] * y.low_share, bottom = points.weight[i] * y.high_share;
+    points.share[0][i] = top * x.low_share;
+    points.share[1][i] = top * x.high_share;
+    points.share[2][i] = bottom * x.low_share;
+    points.share[3][i] = bottom * x.high_share;
+    const int32_t above = lanes.level_offset[i] + y.low * lanes.row_stride[i];
+    const int32_t below = lanes.level_offset[i] + y.high * lanes.row_stride[i];
+    points.offset[0][i] = above + x.low * stride;
+    points.offset[1][i] = above + x.high * stride;
+    points.offset[2][i] = below + x.low * stride;
+    points.offset[3][i] = below + x.high * stride;
     if (kBackward) {
-      points.right[i] = s.right;
-      points.down[i] = s.down;
-      points.given_x[i] = given_x[i];
-      points.given_y[i] = given_y[i];
+      points.x_share[0][i] = x.low_share;
+      points.x_share[1][i] = x.high_share;
+      points.y_share[0][i] = y.low_share;
+      points.y_share[1][i] = y.high_share;
+      points.x_mask[0][i] = x.low_mask;
+      points.x_mask[1][i] = x.high_mask;
+      points.y_mask[0][i] = y.low_mask;
+      points.y_mask[1][i] = y.high_mask;
+      points.given_x[i] = at.given_x[i];
+      points.given_y[i] = at.given_y[i];
       points.scale_x[i] = at.scale_x[i];
       points.scale_y[i] = at.scale_y[i];
     }
@@ -216,15 +246,20 @@ PREDET_ALWAYS_INLINE void locate_points(const Lanes<A>& lanes, const Placement<A
 }
 
 template <typename A>
-PREDET_ALWAYS_INLINE void prepare_weights(const Problem& p, int64_t row, const Workspace<A>& work,
-                                          Points<A>* points) {
+PREDET_ALWAYS_INLINE void prepare_weights(const Problem& p, const HeadTask& task,
+                                          int64_t first_query, int64_t queries,
+                                          const Workspace<A>& work) {
+  const int64_t row = (task.image * p.queries + first_query) * p.heads + task.head;
   with_type<A>(p.weights_type, [&](auto type) PREDET_INLINE_LAMBDA {
     const auto* weights = static_cast<const decltype(type)*>(p.weights) + row * p.points_of_head();
-    for (int64_t b = 0; b < work.blocks; ++b) {
-      load_weights(work.lanes[b], weights + b * kLanes, points[b].weight);
+    for (int64_t q = 0; q < queries; ++q) {
+      for (int64_t b = 0; b < work.blocks; ++b) {
+        load_weights(work.lanes[b], weights + b * kLanes, work.points[q * work.blocks + b].weight);
+      }
+      weights += p.heads * p.points_of_head();
     }
   });
-  if (p.reference_size > 0 && work.blocks > 0) softmax(work, points);
+  if (p.reference_size > 0 && work.blocks > 0) softmax(work, queries);
 }
 
 template <bool kBackward, typename A>
@@ -237,11 +272,9 @@ PREDET_ALWAYS_INLINE void prepare_locations(const Problem& p, const HeadTask& ta
                    2 * (image_query * p.heads + task.head) * p.points_of_head();
   for (int64_t b = 0; b < work.blocks; ++b) {
     Placement<A> at;
-    A given_x[kLanes], given_y[kLanes];
     place(p, work.lanes[b], reference, at);
-    load_given(work.lanes[b], given + 2 * b * kLanes, given_x, given_y);
-    locate_points<kBackward>(work.lanes[b], at, given_x, given_y, int32_t(task.value_stride),
-                             points[b]);
+    load_given(work.lanes[b], given + 2 * b * kLanes, at.given_x, at.given_y);
+    locate_points<kBackward>(work.lanes[b], at, int32_t(task.value_stride), points[b]);
   }
 }
 
@@ -305,10 +338,7 @@ PREDET_ALWAYS_INLINE void for_queries(const Problem& p, const HeadTask& task,
                                       const Workspace<A>& work, Body&& body) {
   for (int64_t first = task.first_query; first < task.last_query; first += kQueries) {
     const int64_t left = task.last_query - first, count = left < kQueries ? left : kQueries;
-    const int64_t row = (task.image * p.queries + first) * p.heads + task.head;
-    for (int64_t i = 0; i < count; ++i) {
-      prepare_weights(p, row + i * p.heads, work, work.points + i * work.blocks);
-    }
+    prepare_weights(p, task, first, count, work);
     for (int64_t i = 0; i < count; ++i) {
       prepare_locations<kBackward>(p, task, first + i, work, work.points + i * work.blocks);
     }
@@ -339,43 +369,44 @@ void forward(const Problem& p, const HeadTask& task) {
   });
 }
 
-// Adds to points.dot what these channels give, and to grad_value what these points give.
-template <bool kDots, bool kScatter, typename V, int N, typename A, typename O>
-PREDET_ALWAYS_INLINE void spread(const Lanes<A>& lanes, Points<A>& points, const A* value,
-                                 const O* grad_output, A* grad_value) {
-  constexpr int W = V::width;
-  V grad[N], products[4][kLanes];
-  for (int j = 0; j < N; ++j) grad[j] = V::load(grad_output + j * W);
-  for (int i = 0; i < kLanes; ++i) {
-    if (i >= lanes.count || !points.inside[i]) {
-      if (kDots) {
-        for (int k = 0; k < 4; ++k) products[k][i] = V::broadcast(A(0));
-      }
-      continue;
-    }
-    for (int k = 0; k < 4; ++k) {
-      if (kDots) {
-        const A* pixel = value + points.offset[k][i];
-        V product = V::broadcast(A(0));
-        for (int j = 0; j < N; ++j) {
-          product = multiply_add(grad[j], V::load(pixel + j * W), product);
-        }
-        products[k][i] = product;
-      }
-      if (kScatter) {
-        A* pixel = grad_value + points.offset[k][i];
-        const V share = V::broadcast(points.share[k][i]);
-        for (int j = 0; j < N; ++j) {
-          multiply_add(share, grad[j], V::load(pixel + j * W)).store(pixel + j * W);
+// points.dot += products of the output's gradient with the pixels, over N * width channels. Points
+// outside take part, with a pixel of the border.
+template <typename V, int N, typename A, typename O>
+PREDET_ALWAYS_INLINE void multiply_pixels(const Lanes<A>& lanes, Points<A>& points, const A* value,
+                                          const O* grad_output) {
+  V grad[N];
+  for (int j = 0; j < N; ++j) grad[j] = V::load(grad_output + j * V::width);
+  for (int k = 0; k < 4; ++k) {
+    for (int first = 0; first < lanes.count; first += V::width) {
+      V products[V::width];
+      PREDET_UNROLL(16)
+      for (int i = 0; i < V::width; ++i) {
+        const A* pixel = value + points.offset[k][first + i];
+        products[i] = grad[0] * V::load(pixel);
+        for (int j = 1; j < N; ++j) {
+          products[i] = multiply_add(grad[j], V::load(pixel + j * V::width), products[i]);
         }
       }
+      A* dot = &points.dot[k][first];
+      (V::load(dot) + sums_of(products)).store(dot);
     }
   }
-  if (kDots) {
+}
+
+// grad_value += what these points give to N * width channels of their pixels
+template <typename V, int N, typename A, typename O>
+PREDET_ALWAYS_INLINE void scatter(const Lanes<A>& lanes, const Points<A>& points,
+                                  const O* grad_output, A* grad_value) {
+  V grad[N];
+  for (int j = 0; j < N; ++j) grad[j] = V::load(grad_output + j * V::width);
+  for (int i = 0; i < lanes.count; ++i) {
+    if (!points.inside[i]) continue;
     for (int k = 0; k < 4; ++k) {
-      A sums[kLanes];
-      for (int i = 0; i < kLanes; i += W) sum_rows(&products[k][i], sums + i);
-      for (int i = 0; i < kLanes; ++i) points.dot[k][i] += sums[i];
+      A* pixel = grad_value + points.offset[k][i];
+      const V share = V::broadcast(points.share[k][i]);
+      for (int j = 0; j < N; ++j) {
+        multiply_add(share, grad[j], V::load(pixel + j * V::width)).store(pixel + j * V::width);
+      }
     }
   }
 }
@@ -383,10 +414,18 @@ PREDET_ALWAYS_INLINE void spread(const Lanes<A>& lanes, Points<A>& points, const
 template <typename A>
 PREDET_ALWAYS_INLINE void differentiate_points(Points<A>& points) {
   for (int i = 0; i < kLanes; ++i) {
+    Span<A> x, y;
+    x.low_share = points.x_share[0][i];
+    x.high_share = points.x_share[1][i];
+    y.low_share = points.y_share[0][i];
+    y.high_share = points.y_share[1][i];
+    x.low_mask = points.x_mask[0][i];
+    x.high_mask = points.x_mask[1][i];
+    y.low_mask = points.y_mask[0][i];
+    y.high_mask = points.y_mask[1][i];
     A dot[4];
-    for (int k = 0; k < 4; ++k) dot[k] = points.dot[k][i] * points.mask[k][i];
-    const PointGradient<A> g =
-        differentiate(points.right[i], points.down[i], points.weight[i], dot);
+    for (int k = 0; k < 4; ++k) dot[k] = points.inside[i] ? points.dot[k][i] : A(0);
+    const PointGradient<A> g = differentiate(x, y, points.weight[i], dot);
     points.grad_weight[i] = g.weight;
     points.grad_x[i] = g.x;
     points.grad_y[i] = g.y;
@@ -504,8 +543,10 @@ void backward_loop(const Problem& p, const HeadTask& task) {
         }
       }
       for_channels<A>(p.channels, [&](auto vector, auto count, int64_t c) PREDET_INLINE_LAMBDA {
-        spread<kDots, kScatter, decltype(vector), decltype(count)::value>(
-            lanes, points[b], value + c, grad_output + c, grad_value + c);
+        using V = decltype(vector);
+        constexpr int N = decltype(count)::value;
+        if (kDots) multiply_pixels<V, N>(lanes, points[b], value + c, grad_output + c);
+        if (kScatter) scatter<V, N>(lanes, points[b], grad_output + c, grad_value + c);
       });
       if (kDots) differentiate_points(points[b]);
     }

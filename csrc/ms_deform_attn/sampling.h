@@ -19,83 +19,62 @@ namespace predet {
 namespace ms_deform_attn {
 inline namespace PREDET_ISA {
 
-// The four pixels around a sampling point: top left, top right, bottom left, bottom right.
-template <typename A>
-struct Sample {
-  bool inside;        // whether any of the four lies in the level
-  int32_t pixel[4];   // row * width + column, moved into the level where it lies outside
-  A mask[4];          // 1 in the level, 0 outside
-  A right, down;      // fractions: how far from the left and from the top pixel
-};
-
 template <typename A>
 PREDET_HOST_DEVICE A clamp(A x, A low, A high) {
   x = x > low ? x : low;  // NaN becomes low
   return x < high ? x : high;
 }
 
-// The largest integer that is not above x, which must fit in 32 bits.
+PREDET_HOST_DEVICE float round_down(float x) { return floorf(x); }
+PREDET_HOST_DEVICE double round_down(double x) { return floor(x); }
+
+// Along one axis: the two pixels that a coordinate lies between.
 template <typename A>
-PREDET_HOST_DEVICE int32_t round_down(A x) {
-  const int32_t toward_zero = int32_t(x);
-  return toward_zero - (A(toward_zero) > x ? 1 : 0);
-}
+struct Span {
+  bool inside;                // whether either lies in the level; if not, what is below is unused
+  int32_t low, high;          // the pixels, moved to the border where they lie outside
+  A low_mask, high_mask;      // 1 in the level, 0 outside
+  A low_share, high_share;    // bilinear weights, 0 outside
+};
 
 // NaN and infinity lie outside.
 template <typename A>
-PREDET_HOST_DEVICE Sample<A> locate(A x, A y, int32_t width, int32_t height) {
-  Sample<A> s;
-  const A w = A(width), h = A(height);
-  s.inside = (x > A(-1)) & (x < w) & (y > A(-1)) & (y < h);
-  x = clamp(x, A(-1), w);
-  y = clamp(y, A(-1), h);
-  const int32_t x0 = round_down(x), y0 = round_down(y);
-  const A column = A(x0), row = A(y0);
-  s.right = x - column;
-  s.down = y - row;
-  const A left = (column >= A(0)) & (column < w) ? A(1) : A(0);
-  const A right = column + A(1) < w ? A(1) : A(0);
-  const A top = (row >= A(0)) & (row < h) ? A(1) : A(0);
-  const A bottom = row + A(1) < h ? A(1) : A(0);
-  s.mask[0] = left * top;
-  s.mask[1] = right * top;
-  s.mask[2] = left * bottom;
-  s.mask[3] = right * bottom;
-  const int32_t left_column = x0 < 0 ? 0 : (x0 >= width ? width - 1 : x0);
-  const int32_t right_column = x0 + 1 >= width ? width - 1 : x0 + 1;
-  const int32_t top_row = y0 < 0 ? 0 : (y0 >= height ? height - 1 : y0);
-  const int32_t bottom_row = y0 + 1 >= height ? height - 1 : y0 + 1;
-  s.pixel[0] = top_row * width + left_column;
-  s.pixel[1] = top_row * width + right_column;
-  s.pixel[2] = bottom_row * width + left_column;
-  s.pixel[3] = bottom_row * width + right_column;
+PREDET_HOST_DEVICE Span<A> span_of(A coordinate, int32_t size) {
+  Span<A> s;
+  s.inside = (coordinate > A(-1)) & (coordinate < A(size));
+  const A x = clamp(coordinate, A(-1), A(size));
+  const A below = round_down(x);
+  const A fraction = x - below;
+  const int32_t pixel = int32_t(below);
+  const int32_t last = size - 1;
+  s.low = pixel > 0 ? pixel : 0;
+  s.low = s.low < last ? s.low : last;
+  s.high = pixel < last ? pixel + 1 : last;
+  s.low_mask = pixel >= 0 ? A(1) : A(0);
+  s.high_mask = pixel < last ? A(1) : A(0);
+  s.low_share = pixel >= 0 ? A(1) - fraction : A(0);
+  s.high_share = pixel < last ? fraction : A(0);
   return s;
 }
 
-// How much each of the four pixels counts; they sum to 1 where all lie in the level.
-template <typename A>
-PREDET_HOST_DEVICE void bilinear(A right, A down, const A (&mask)[4], A (&share)[4]) {
-  const A left = A(1) - right, up = A(1) - down;
-  share[0] = mask[0] * (up * left);
-  share[1] = mask[1] * (up * right);
-  share[2] = mask[2] * (down * left);
-  share[3] = mask[3] * (down * right);
-}
-
-// Gradients of one point. dot[i] is the product of the output's gradient with pixel i, already 0
-// where the pixel lies outside; `weight` is the point's attention weight.
+// Of one point: by its attention weight and by its coordinates.
 template <typename A>
 struct PointGradient {
   A weight, x, y;
 };
 
+// dot[i] is the product of the output's gradient with pixel i: top left, top right, bottom left,
+// bottom right. `weight` is the point's attention weight.
 template <typename A>
-PREDET_HOST_DEVICE PointGradient<A> differentiate(A right, A down, A weight, const A (&dot)[4]) {
-  const A left = A(1) - right, up = A(1) - down;
+PREDET_HOST_DEVICE PointGradient<A> differentiate(const Span<A>& x, const Span<A>& y, A weight,
+                                                  const A (&dot)[4]) {
   PointGradient<A> g;
-  g.weight = up * (left * dot[0] + right * dot[1]) + down * (left * dot[2] + right * dot[3]);
-  g.x = weight * (up * (dot[1] - dot[0]) + down * (dot[3] - dot[2]));
-  g.y = weight * (left * (dot[2] - dot[0]) + right * (dot[3] - dot[1]));
+  g.weight = y.low_share * (x.low_share * dot[0] + x.high_share * dot[1]) +
+             y.high_share * (x.low_share * dot[2] + x.high_share * dot[3]);
+  g.x = weight * (y.low_share * (x.high_mask * dot[1] - x.low_mask * dot[0]) +
+                  y.high_share * (x.high_mask * dot[3] - x.low_mask * dot[2]));
+  g.y = weight * (x.low_share * (y.high_mask * dot[2] - y.low_mask * dot[0]) +
+                  x.high_share * (y.high_mask * dot[3] - y.low_mask * dot[1]));
   return g;
 }
 

@@ -16,6 +16,12 @@ constexpr int kColorBins = 25;    // a channel
 constexpr int kTextureBins = 10;  // a channel and direction
 constexpr int kDirections = 8;    // four derivatives, each cut into its positive and negative part
 
+// Which of several equally light edges, or equally similar pairs of regions, comes first.
+enum class TieRule {
+  own,     // edges in reading order; the pair that was found last
+  opencv,  // what std::sort, which is free to choose, does with OpenCV's lists
+};
+
 // x1, y1 inclusive; x2, y2 exclusive
 struct Box {
   int32_t x1, y1, x2, y2;

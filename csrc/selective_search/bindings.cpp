@@ -62,26 +62,28 @@ ColorImage color_image(const Array<uint8_t>& values, const Array<float>& smoothe
           int32_t(height), int32_t(width),  int32_t(channels)};
 }
 
+TieRule rule_of(bool opencv_ties) { return opencv_ties ? TieRule::opencv : TieRule::own; }
+
 SegmentSettings segment_settings(const std::vector<float>& k, int64_t min_size, bool with_color,
-                                 bool fused) {
+                                 bool fused, bool opencv_ties) {
   require(!k.empty(), "at least one k is needed");
   for (size_t i = 0; i < k.size(); ++i) {
     require(std::isfinite(k[i]) && k[i] > 0 && (i == 0 || k[i] >= k[i - 1]),
             "the values of k must be positive and ascending");
   }
   require(min_size >= 0 && min_size <= kMostPixels, "min_size must be 0 to 2^26 pixels");
-  return {k, int32_t(min_size), with_color, fused};
+  return {k, int32_t(min_size), with_color, fused, rule_of(opencv_ties)};
 }
 
 std::unique_ptr<ColorRegions> regions_of(const Array<uint8_t>& values, const Array<float>& smoothed,
                                          const py::object& derivatives, const std::vector<float>& k,
                                          int64_t min_size, bool with_color, bool fused,
-                                         int64_t threads) {
+                                         bool opencv_ties, int64_t threads) {
   Array<float> planes;
   if (!derivatives.is_none()) planes = py::cast<Array<float>>(derivatives);
   const ColorImage image =
       color_image(values, smoothed, derivatives.is_none() ? nullptr : &planes);
-  const SegmentSettings settings = segment_settings(k, min_size, with_color, fused);
+  const SegmentSettings settings = segment_settings(k, min_size, with_color, fused, opencv_ties);
   const int workers = thread_count(threads);
   auto result = std::make_unique<ColorRegions>();
   py::gil_scoped_release unlocked;
@@ -90,16 +92,17 @@ std::unique_ptr<ColorRegions> regions_of(const Array<uint8_t>& values, const Arr
 }
 
 Array<int32_t> labels_of(const Array<float>& smoothed, const std::vector<float>& k,
-                         int64_t min_size) {
+                         int64_t min_size, bool opencv_ties) {
   require(smoothed.ndim() == 3, "the smoothed image must be (H, W, C), got " + shape_of(smoothed));
   const Array<uint8_t> values({smoothed.shape(0), smoothed.shape(1), smoothed.shape(2)});
   const ColorImage image = color_image(values, smoothed, nullptr);
-  const SegmentSettings settings = segment_settings(k, min_size, false, false);
+  const SegmentSettings settings = segment_settings(k, min_size, false, false, opencv_ties);
   Array<int32_t> labels({int64_t(k.size()), int64_t(image.height), int64_t(image.width)});
   int32_t* label = labels.mutable_data();
   py::gil_scoped_release unlocked;
   const Segmentation segmentation =
-      segment({image.smoothed, image.height, image.width, image.channels}, k, settings.min_size);
+      segment({image.smoothed, image.height, image.width, image.channels}, k, settings.min_size,
+              settings.rule);
   for (const std::vector<int32_t>& region_of_atom : segmentation.region_of_atom) {
     for (const int32_t atom : segmentation.atom_of_pixel) *label++ = region_of_atom[size_t(atom)];
   }
@@ -136,7 +139,7 @@ std::vector<Strategy> strategies_of(const std::vector<Parts>& parts) {
 }
 
 py::list boxes_of(const std::vector<std::vector<const ColorRegions*>>& images,
-                  const std::vector<Parts>& parts, bool std_sort_ties, int64_t threads) {
+                  const std::vector<Parts>& parts, bool opencv_ties, int64_t threads) {
   const std::vector<Strategy> strategies = strategies_of(parts);
   std::vector<std::vector<const Regions*>> regions;
   for (const auto& image : images) {
@@ -153,7 +156,7 @@ py::list boxes_of(const std::vector<std::vector<const ColorRegions*>>& images,
       }
     }
   }
-  const TieRule rule = std_sort_ties ? TieRule::std_sort : TieRule::newest;
+  const TieRule rule = rule_of(opencv_ties);
   const int workers = thread_count(threads);
   std::vector<Boxes> found;
   {
@@ -178,11 +181,11 @@ void bind(py::module_& module) {
       .def_property_readonly("ambiguous", &ambiguous);
   module.def("selective_search_regions", &regions_of, py::arg("values"), py::arg("smoothed"),
              py::arg("derivatives"), py::arg("k"), py::arg("min_size"), py::arg("with_color"),
-             py::arg("fused"), py::arg("threads"));
+             py::arg("fused"), py::arg("opencv_ties"), py::arg("threads"));
   module.def("selective_search_labels", &labels_of, py::arg("smoothed"), py::arg("k"),
-             py::arg("min_size"));
+             py::arg("min_size"), py::arg("opencv_ties"));
   module.def("selective_search_boxes", &boxes_of, py::arg("images"), py::arg("strategies"),
-             py::arg("std_sort_ties"), py::arg("threads"));
+             py::arg("opencv_ties"), py::arg("threads"));
 }
 
 }  // namespace selective_search

@@ -1,6 +1,7 @@
 #include "grouping.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace predet {
 namespace selective_search {
@@ -244,7 +245,7 @@ int32_t merge_newest_first(const Regions& regions, Hierarchy& hierarchy) {
 }
 
 // One ascending list that is sorted after every merge: the order of equals is that of std::sort.
-int32_t merge_std_sort(const Regions& regions, Hierarchy& hierarchy) {
+int32_t merge_in_std_order(const Regions& regions, Hierarchy& hierarchy) {
   std::vector<Pair> pairs = first_pairs(regions, hierarchy);
   std::vector<int32_t> around;
   std::vector<float> similarity;
@@ -276,11 +277,18 @@ int32_t merge_std_sort(const Regions& regions, Hierarchy& hierarchy) {
 }  // namespace
 
 Grouping group(const Regions& regions, const Strategy& strategy, TieRule rule) {
-  Hierarchy hierarchy(regions, strategy);
-  const int32_t ties = rule == TieRule::newest ? merge_newest_first(regions, hierarchy)
-                                               : merge_std_sort(regions, hierarchy);
-  Grouping grouping = std::move(hierarchy).take();
-  grouping.ties = ties;
+  const auto run = [&](auto merge_all) {
+    Hierarchy hierarchy(regions, strategy);
+    const int32_t ties = merge_all(regions, hierarchy);
+    Grouping grouping = std::move(hierarchy).take();
+    grouping.ties = ties;
+    return grouping;
+  };
+  // Without histograms, similarities are few numbers of pixels: there are ties nearly always.
+  const bool expected = !strategy.color && !strategy.texture;
+  if (rule == TieRule::opencv && expected) return run(merge_in_std_order);
+  Grouping grouping = run(merge_newest_first);
+  if (rule == TieRule::opencv && grouping.ties > 0) return run(merge_in_std_order);
   return grouping;
 }
 

@@ -15,18 +15,13 @@ struct Strategy {
   bool color, fill, texture, size;
 };
 
-// Which of several equally similar pairs is merged first.
-enum class TieRule {
-  newest,     // the one found last
-  std_sort,   // the one that std::sort leaves at the end of OpenCV's list: slow, for comparisons
-};
-
 struct Grouping {
   std::vector<Box> boxes;       // the regions in order, then every merged one
   std::vector<int32_t> levels;  // 1; one more than the higher of the two that were merged
   int32_t ties = 0;             // how often the most similar pair was not the only one
 };
 
+// With OpenCV's rule for ties, a grouping in which one comes up is done again its slow way.
 Grouping group(const Regions& regions, const Strategy& strategy, TieRule rule);
 
 }  // namespace selective_search

@@ -68,7 +68,7 @@ std::vector<Regions> find_regions(const ColorImage& image, const SegmentSettings
   run_all(2, threads, [&](int64_t task) {
     if (task == 0) {
       const SmoothedImage smoothed{image.smoothed, image.height, image.width, image.channels};
-      segmentation = segment(smoothed, settings.k, settings.min_size);
+      segmentation = segment(smoothed, settings.k, settings.min_size, settings.rule);
     } else if (image.derivatives != nullptr) {
       texture = texture_bins(image, settings.fused);
     }

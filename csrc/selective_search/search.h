@@ -19,6 +19,7 @@ struct SegmentSettings {
   int32_t min_size;
   bool with_color;
   bool fused;  // see ByteScale
+  TieRule rule;
 };
 
 // The regions of one colour image, one set for each k. Holds nothing of the size of the image.

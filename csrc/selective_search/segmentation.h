@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "arithmetic.h"
+
 namespace predet {
 namespace selective_search {
 
@@ -14,7 +16,7 @@ struct Segmentation {
   std::vector<int32_t> atom_of_pixel;                // (H * W)
   std::vector<std::vector<int32_t>> region_of_atom;  // [k][atom]
   std::vector<int32_t> regions;                      // [k] how many
-  std::vector<int32_t> ambiguous;  // [k] merges of small regions that hang on the order of equal edges
+  std::vector<int32_t> ambiguous;  // [k] how often the order of equal edges decided
 };
 
 struct SmoothedImage {
@@ -23,7 +25,9 @@ struct SmoothedImage {
 };
 
 // `k`: ascending and positive. Regions below `min_size` pixels are joined to a neighbour.
-Segmentation segment(const SmoothedImage& image, const std::vector<float>& k, int32_t min_size);
+// The order of equal edges can only matter when these are joined.
+Segmentation segment(const SmoothedImage& image, const std::vector<float>& k, int32_t min_size,
+                     TieRule rule);
 
 }  // namespace selective_search
 }  // namespace predet

@@ -1,7 +1,7 @@
 #include "statistics.h"
 
 #include <algorithm>
-#include <array>
+#include <cmath>
 #include <limits>
 
 namespace predet {
@@ -10,39 +10,77 @@ namespace {
 
 constexpr int kDerivatives = kDirections / 2;
 
-// Bins of one derivative: of its positive part and of its negative part.
-class DerivativeBins {
+// Bins of one part of a derivative, the positive or the negative one. Bins ascend with the values,
+// so the least value of each bin is found once; then comparing is enough, and exact.
+class PartBins {
  public:
-  DerivativeBins(const float* values, int64_t count, bool fused) {
-    float low = values[0], high = values[0];
-    for (int64_t i = 1; i < count; ++i) {
-      low = values[i] < low ? values[i] : low;
-      high = values[i] > high ? values[i] : high;
-    }
-    const auto cut = [](float x, bool positive) { return positive == (x > 0.0f) ? x : 0.0f; };
-    scale_[0] = ByteScale(cut(low, true), cut(high, true), fused);
-    scale_[1] = ByteScale(cut(low, false), cut(high, false), fused);
-    for (int byte = 0; byte < 256; ++byte) bin_of_byte_[size_t(byte)] = uint8_t(texture_bin(byte));
-    for (int part = 0; part < 2; ++part) even_[part] = bin(part, 0.0f);
-    // 24 of 255 next to the byte of an even area are surely in its bin: a bin is 25.6 wide.
-    if (!scale_[0].empty) certain_high_ = 24.0f / scale_[0].factor;
-    if (!scale_[1].empty) certain_low_ = -24.0f / scale_[1].factor;
+  PartBins() = default;
+  PartBins(float low, float high, bool fused) : low_(low), scale_(low, high, fused) {
+    for (int bin = 0; bin <= kTextureBins; ++bin) least_[bin] = least_value(bin, low, high);
+    per_bin_ = scale_.empty ? 0.0f : float(kTextureBins) / 256.0f * scale_.factor;
+    even_ = bin(0.0f);
   }
 
-  bool surely_even(float value) const { return value < certain_high_ && value > certain_low_; }
-  int even(int part) const { return even_[part]; }
-  int bin(int part, float value) const {
-    const float of_part = (part == 0) == (value > 0.0f) ? value : 0.0f;
-    return bin_of_byte_[size_t(scale_[part](of_part))];
+  int even() const { return even_; }
+  // The values from the first to below the second are in the bin of an even area.
+  float even_from() const { return least_[even_]; }
+  float even_to() const { return least_[even_ + 1]; }
+
+  int bin(float value) const {
+    int guess = static_cast<int>((value - low_) * per_bin_);
+    guess = guess < 0 ? 0 : guess >= kTextureBins ? kTextureBins - 1 : guess;
+    while (guess > 0 && value < least_[guess]) --guess;
+    while (value >= least_[guess + 1]) ++guess;
+    return guess;
   }
 
  private:
-  ByteScale scale_[2];
-  std::array<uint8_t, 256> bin_of_byte_;
-  int even_[2];
-  float certain_low_ = -std::numeric_limits<float>::infinity();
-  float certain_high_ = std::numeric_limits<float>::infinity();
+  static constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+  int exact_bin(float value) const { return texture_bin(scale_(value)); }
+
+  float least_value(int bin, float low, float high) const {
+    if (bin == 0) return -kInfinity;
+    // Zero is in the part's range or next to it.
+    low = std::min(low, 0.0f);
+    high = std::max(high, 0.0f);
+    if (exact_bin(high) < bin) return kInfinity;
+    if (exact_bin(low) >= bin) return -kInfinity;
+    while (std::nextafter(low, high) < high) {  // low is below the bin, high is not
+      float middle = low + (high - low) / 2;
+      if (!(middle > low && middle < high)) middle = std::nextafter(low, high);
+      (exact_bin(middle) < bin ? low : high) = middle;
+    }
+    return high;
+  }
+
+  float low_ = 0.0f, per_bin_ = 0.0f;
+  ByteScale scale_;
+  float least_[kTextureBins + 1] = {};
+  int even_ = 0;
 };
+
+// Adds the entries of one derivative; `first` is the histogram's first bin for its positive part.
+void add_entries(const float* values, int64_t count, int32_t first, bool fused,
+                 TextureBins& result) {
+  float low = values[0], high = values[0];
+  for (int64_t i = 1; i < count; ++i) {
+    low = values[i] < low ? values[i] : low;
+    high = values[i] > high ? values[i] : high;
+  }
+  const PartBins positive(std::max(low, 0.0f), std::max(high, 0.0f), fused);
+  const PartBins negative(std::min(low, 0.0f), std::min(high, 0.0f), fused);
+  const int32_t second = first + kTextureBins;
+  result.even_bin.push_back(first + positive.even());
+  result.even_bin.push_back(second + negative.even());
+  const float even_from = negative.even_from(), even_to = positive.even_to();
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = values[i];
+    if (value >= even_from && value < even_to) continue;
+    const int32_t bin = value > 0.0f ? first + positive.bin(value) : second + negative.bin(value);
+    result.entries.push_back({uint32_t(i), uint32_t(bin)});
+  }
+}
 
 // Pairs of neighbours, each kept once.
 class PairSet {
@@ -189,22 +227,8 @@ TextureBins texture_bins(const ColorImage& image, bool fused) {
   result.bins = image.channels * kDirections * kTextureBins;
   const int64_t pixels = image.pixels();
   for (int32_t plane = 0; plane < image.channels * kDerivatives; ++plane) {
-    const float* values = image.derivatives + plane * pixels;
-    const DerivativeBins bins(values, pixels, fused);
-    int32_t first[2];
-    for (int part = 0; part < 2; ++part) {
-      first[part] = (2 * plane + part) * kTextureBins;
-      result.even_bin.push_back(first[part] + bins.even(part));
-    }
-    for (int64_t i = 0; i < pixels; ++i) {
-      if (bins.surely_even(values[i])) continue;
-      for (int part = 0; part < 2; ++part) {
-        const int bin = bins.bin(part, values[i]);
-        if (bin != bins.even(part)) {
-          result.entries.push_back({uint32_t(i), uint32_t(first[part] + bin)});
-        }
-      }
-    }
+    add_entries(image.derivatives + plane * pixels, pixels, 2 * plane * kTextureBins, fused,
+                result);
   }
   return result;
 }

@@ -24,7 +24,12 @@ DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.floa
 # Compiled for these and newer ones; older GPUs run the references.
 OLDEST_CUDA_CAPABILITY = (8, 0)
 
-_OPERATORS = frozenset({"ms_deform_attn"})
+_OPERATORS = frozenset({"ms_deform_attn", "selective_search"})
+
+_NOT_BUILT = (
+    "the native extension is not built (install a C++17 compiler and repeat `pip install -v`, "
+    "which says what is missing)"
+)
 
 _announced: set[str] = set()
 
@@ -70,10 +75,7 @@ _supported: set[tuple[str, torch.device, torch.dtype]] = set()
 def _missing(operator: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the native operator cannot be used; None: it can."""
     if _C is None:
-        return (
-            "the native extension is not built (install a C++17 compiler and repeat "
-            "`pip install -v`, which says what is missing)"
-        )
+        return _NOT_BUILT
     if operator not in _OPERATORS:
         return f"the native extension has no {operator}"
     if dtype not in DTYPE_CODES:
@@ -90,6 +92,26 @@ def _missing(operator: str, device: torch.device, dtype: torch.dtype) -> str | N
     if _C.cuda_device_count() == 0:
         return "the CUDA driver is too old for the toolkit that the extension was built with"
     return None
+
+
+def available(operator: str | None = None) -> bool:
+    """Whether the extension is built and has `operator`, for those that know no dtypes or devices.
+
+    Where it does not, the caller does without; why is logged, once. Without an operator: whether
+    the extension is built at all.
+    """
+    if operator is None:
+        return _C is not None
+    if _C is not None and operator in _OPERATORS:
+        return True
+    if operator not in _announced:
+        _announced.add(operator)
+        logger.warning(
+            "%s does without the native extension: %s",
+            operator,
+            _NOT_BUILT if _C is None else f"it has no {operator}",
+        )
+    return False
 
 
 def native() -> ModuleType:

@@ -98,17 +98,25 @@ def _backward(
         for x in (value, reference_points, points, weights, grad_output)
     ]
     gradients = _new_gradients(value, reference_points, points, weights, wanted)
+    targets = list(gradients)
     deterministic = torch.are_deterministic_algorithms_enabled()
-    workspace = _cuda_workspace(value, deterministic) if value.is_cuda and wanted[0] else None
+    workspace = None
+    if value.is_cuda and wanted[0]:
+        workspace = _cuda_workspace(value, deterministic)
+    if value.is_cuda and reference_points is not None and wanted[1]:
+        # Heads share a reference point; each CUDA block knows some heads only.
+        targets[1] = points.new_empty(batch, queries, heads, *reference_points.shape[2:])
     extension.native().ms_deform_attn_backward(
         extension.place(value),
         sizes,
         spatial_shapes,
         extension.DTYPE_CODES[value.dtype],
         extension.DTYPE_CODES[weights.dtype],
-        [_address(x) for x in (*inputs, *gradients, workspace)],
+        [_address(x) for x in (*inputs, *targets, workspace)],
         deterministic,
     )
+    if targets[1] is not gradients[1]:
+        torch.sum(targets[1], dim=2, out=gradients[1])
     return gradients
 
 
@@ -116,10 +124,10 @@ def _cuda_workspace(value: Tensor, deterministic: bool) -> Tensor | None:
     """Where CUDA blocks add up the gradient of the value; None: in its own memory.
 
     16-bit storage is too coarse to add in. Sums of floats depend on their order, sums of integers
-    do not: the deterministic mode adds 64-bit fixed-point numbers, the last one being their unit.
+    do not: the deterministic mode adds 64-bit fixed-point numbers, whose unit the last two give.
     """
     if deterministic:
-        return value.new_zeros(value.numel() + 1, dtype=torch.int64)
+        return value.new_zeros(value.numel() + 2, dtype=torch.int64)
     if value.dtype in (torch.bfloat16, torch.float16):
         return value.new_zeros(value.shape, dtype=torch.float32)
     return None
@@ -143,7 +151,7 @@ def _new_gradients(
 
 
 def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+    return 0 if tensor is None else tensor.data_ptr()  # 0 also for a tensor without elements
 
 
 def _check(
@@ -181,7 +189,9 @@ def _check(
     size = 0
     if reference_points is not None:
         size = 4 if reference_points.ndim == 4 and reference_points.shape[3] == 4 else 2
-        _check_like("reference points", reference_points, (batch, queries, levels, size), value, dtype)
+        _check_like(
+            "reference points", reference_points, (batch, queries, levels, size), value, dtype
+        )
     return batch, pixels, heads, channels, queries, per_level, size
 
 

@@ -12,21 +12,19 @@ order from a seed, as often as wanted, without another search.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple, overload
 
 import cv2
 import numpy as np
 
 from predet.ops import extension
+from predet.ops.color_images import CONVERSIONS, ColorSpace, convert, opencv_fuses, smooth
+from predet.ops.color_images import derivatives as derivatives_of
 
-logger = logging.getLogger(__name__)
-
-ColorSpace = Literal["hsv", "lab", "gray", "hue", "rgi"]
 Similarity = Literal["color", "fill", "texture", "size"]
 Mode = Literal["single", "fast", "quality"]
 
@@ -70,10 +68,8 @@ class SearchSettings:
         if not self.color_spaces or not self.strategies:
             raise ValueError("a search needs at least one colour space and one strategy")
         for space in self.color_spaces:
-            if space not in _CONVERSIONS:
-                raise ValueError(
-                    f"color_spaces must be among {tuple(_CONVERSIONS)}, got {space!r}"
-                )
+            if space not in CONVERSIONS:
+                raise ValueError(f"color_spaces must be among {tuple(CONVERSIONS)}, got {space!r}")
         for strategy in self.strategies:
             unknown = set(strategy) - set(SIMILARITIES)
             if not strategy or unknown or len(set(strategy)) < len(strategy):
@@ -96,6 +92,9 @@ _WITHOUT_COLOR: tuple[Similarity, ...] = ("fill", "texture", "size")
 def mode_settings(mode: Mode, *, base_k: float | None = None, inc_k: float = 150) -> SearchSettings:
     """OpenCV's settings of a mode.
 
+    The paper's fourth colour space is the hue. OpenCV's "quality" means it too, but overwrites the
+    hue with the image's blue channel before it is used, so "blue" is what gives OpenCV's boxes.
+
     Args:
         mode: "single" (1 grouping), "fast" (12) or "quality" (100).
         base_k: first k; None is 200 for "single", else 150.
@@ -115,7 +114,7 @@ def mode_settings(mode: Mode, *, base_k: float | None = None, inc_k: float = 150
         )
     if mode == "quality":
         return SearchSettings(
-            color_spaces=("hsv", "lab", "gray", "hue", "rgi"),
+            color_spaces=("hsv", "lab", "gray", "blue", "rgi"),
             k=tuple(first + i * inc_k for i in range(5)),
             strategies=(_ALL, _WITHOUT_COLOR, ("fill",), ("size",)),
         )
@@ -129,7 +128,7 @@ def selective_search(
     mode: Mode = ...,
     settings: SearchSettings | None = ...,
     channel_order: Literal["rgb", "bgr"] = ...,
-    tie_rule: Literal["newest", "std_sort"] = ...,
+    ties: Literal["opencv", "own"] = ...,
     threads: int = ...,
 ) -> Regions: ...
 
@@ -141,7 +140,7 @@ def selective_search(
     mode: Mode = ...,
     settings: SearchSettings | None = ...,
     channel_order: Literal["rgb", "bgr"] = ...,
-    tie_rule: Literal["newest", "std_sort"] = ...,
+    ties: Literal["opencv", "own"] = ...,
     threads: int = ...,
 ) -> list[Regions]: ...
 
@@ -152,7 +151,7 @@ def selective_search(
     mode: Mode = "fast",
     settings: SearchSettings | None = None,
     channel_order: Literal["rgb", "bgr"] = "rgb",
-    tie_rule: Literal["newest", "std_sort"] = "newest",
+    ties: Literal["opencv", "own"] = "opencv",
     threads: int = 1,
 ) -> Regions | list[Regions]:
     """All boxes of an image, or of each of several images.
@@ -166,8 +165,10 @@ def selective_search(
         settings: instead of a mode.
         channel_order: order of the images' channels. "bgr" for RGB images swaps red and blue, as
             code does that hands an image from Pillow to OpenCV (DETReg's).
-        tie_rule: which of several equally similar pairs is merged first: the newest, or the one
-            that `std::sort` happens to leave last in OpenCV's list, which takes much longer.
+        ties: which of several equally light edges or equally similar pairs comes first. "opencv":
+            the one that `std::sort` happens to put first in OpenCV's lists; a search in which that
+            could matter is then done a second time, with these lists. "own": a fixed rule that
+            does not hang on the C++ library.
         threads: how many to use; images, colour spaces, k and strategies are shared out.
 
     Raises:
@@ -177,8 +178,8 @@ def selective_search(
     settings = settings if settings is not None else mode_settings(mode)
     if channel_order not in ("rgb", "bgr"):
         raise ValueError(f"channel_order must be 'rgb' or 'bgr', got {channel_order!r}")
-    if tie_rule not in ("newest", "std_sort"):
-        raise ValueError(f"tie_rule must be 'newest' or 'std_sort', got {tie_rule!r}")
+    if ties not in ("opencv", "own"):
+        raise ValueError(f"ties must be 'opencv' or 'own', got {ties!r}")
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     single = isinstance(images, np.ndarray)
@@ -188,7 +189,7 @@ def selective_search(
     if not extension.available("selective_search"):
         found = [_opencv_regions(image, settings, channel_order) for image in batch]
     else:
-        found = _native_search(batch, settings, channel_order, tie_rule, threads)
+        found = _native_search(batch, settings, channel_order, ties, threads)
     return found[0] if single else found
 
 
@@ -209,34 +210,44 @@ def rank(regions: Regions, seed: int | Sequence[int]) -> np.ndarray:
 
 
 def to_rows(regions: Regions, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes and levels as the rows of a box store, from which `from_rows` makes the regions again.
+    """Boxes and scores as the rows of a box store, from which `from_rows` makes the regions again.
 
-    First each box in the given order with its lowest level, then, for boxes that were made more
-    than once, the box again with each further level. So the first N rows are the boxes, best
-    first, and all rows together keep what `rank` needs.
+    First the N boxes in the given order, scored 1, 1 - 1/N, ..., 1/N; then every box once more for
+    each time that it was made, scored minus its level. So whoever takes the best boxes, or those
+    that score at least 0, sees the boxes in order, and the other rows keep what `rank` needs.
 
     Returns:
-        boxes (M, 4) float32 and levels (M,) float32.
+        boxes (N + M, 4) float32 and scores (N + M,) float32.
     """
-    times = np.diff(regions.first)
-    box_of_level = np.repeat(np.arange(len(times)), times)
-    further = np.ones(len(box_of_level), dtype=bool)
-    further[regions.first[:-1]] = False
-    index = np.concatenate([order, box_of_level[further]])
-    levels = np.concatenate([regions.levels[order], regions.all_levels[further]])
-    return regions.boxes[index], levels.astype(np.float32)
+    count = len(regions.boxes)
+    scores = 1 - np.arange(count) / max(count, 1)
+    boxes = np.concatenate(
+        [regions.boxes[order], np.repeat(regions.boxes, np.diff(regions.first), axis=0)]
+    )
+    return boxes, np.concatenate([scores, -regions.all_levels]).astype(np.float32)
 
 
-def from_rows(boxes: np.ndarray, levels: np.ndarray) -> Regions:
-    """The regions that `to_rows` made rows of, in any order of rows.
+def from_rows(boxes: np.ndarray, scores: np.ndarray) -> Regions:
+    """The regions that `to_rows` made rows of; the boxes may have been scaled since.
 
     Args:
-        boxes: (M, 4) absolute xyxy.
-        levels: (M,) whole numbers from 1.
+        boxes: (R, 4) absolute xyxy.
+        scores: (R,), below 0 where they tell a level.
+
+    Raises:
+        ValueError: there are boxes but no levels, so these are no rows of Selective Search.
     """
     boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
+    made = np.asarray(scores) < 0
+    if len(boxes) and not made.any():
+        raise ValueError(f"these {len(boxes)} boxes carry no levels of Selective Search")
+    return _collected(boxes[made], -np.asarray(scores)[made])
+
+
+def _collected(boxes: np.ndarray, levels: np.ndarray) -> Regions:
+    """Regions of boxes (M, 4) that may be equal and their levels (M,)."""
     order = np.lexsort((levels, *boxes.T[::-1]))
-    boxes, levels = boxes[order], np.asarray(levels)[order].astype(np.int32)
+    boxes, levels = boxes[order], levels[order].astype(np.int32)
     new = np.ones(len(boxes), dtype=bool)
     new[1:] = (boxes[1:] != boxes[:-1]).any(axis=1)
     first = np.append(np.flatnonzero(new), len(boxes)).astype(np.int64)
@@ -260,7 +271,7 @@ def _native_search(
     images: list[np.ndarray],
     settings: SearchSettings,
     channel_order: str,
-    tie_rule: str,
+    ties: str,
     threads: int,
 ) -> list[Regions]:
     native = extension.native()
@@ -268,12 +279,12 @@ def _native_search(
     inner = max(1, threads // max(1, len(images) * len(settings.color_spaces)))
     for image in images:
         for space in settings.color_spaces:
-            jobs.append(partial(_color_regions, image, space, settings, channel_order, inner))
+            jobs.append(partial(_color_regions, image, space, settings, channel_order, ties, inner))
     regions = _run(jobs, threads)
     count = len(settings.color_spaces)
     of_image = [regions[i * count : (i + 1) * count] for i in range(len(images))]
     strategies = [[name in strategy for name in SIMILARITIES] for strategy in settings.strategies]
-    found = native.selective_search_boxes(of_image, strategies, tie_rule == "std_sort", threads)
+    found = native.selective_search_boxes(of_image, strategies, ties == "opencv", threads)
     return [
         Regions(boxes, all_levels[first[:-1]], all_levels, first)
         for boxes, all_levels, first, _ in found
@@ -289,12 +300,17 @@ def _run(jobs: list[Callable[[], Any]], threads: int) -> list[Any]:
 
 
 def _color_regions(
-    image: np.ndarray, space: ColorSpace, settings: SearchSettings, channel_order: str, threads: int
+    image: np.ndarray,
+    space: ColorSpace,
+    settings: SearchSettings,
+    channel_order: str,
+    ties: str,
+    threads: int,
 ) -> Any:
     """The first regions of one colour image, for every k."""
-    values = _CONVERSIONS[space](image, channel_order == "bgr")
+    values = convert(image, space, channel_order)
     similarities = {name for strategy in settings.strategies for name in strategy}
-    derivatives = _derivatives(values) if "texture" in similarities else None
+    derivatives = derivatives_of(values) if "texture" in similarities else None
     values = values.reshape(*values.shape[:2], -1)
     return extension.native().selective_search_regions(
         values,
@@ -303,90 +319,34 @@ def _color_regions(
         list(settings.k),
         settings.min_size,
         "color" in similarities,
-        _opencv_fuses(),
+        opencv_fuses(),
+        ties == "opencv",
         threads,
     )
 
 
-def smooth(values: np.ndarray, sigma: float) -> np.ndarray:
-    """(H, W, C) uint8 -> (H, W, C) float32, smoothed as OpenCV's graph segmentation does it."""
-    sigma = float(np.float32(sigma))  # OpenCV's parameter is a float
-    smoothed = cv2.GaussianBlur(values.astype(np.float32), (0, 0), sigma, sigmaY=sigma)
-    return smoothed.reshape(values.shape)
-
-
-def _derivatives(values: np.ndarray) -> np.ndarray:
-    """Scharr derivatives in four directions: (H, W[, C]) uint8 -> (C, 4, H, W) float32.
-
-    In x and y of the image, and of the image turned by 45 degrees, turned back. All by OpenCV,
-    whose interpolation could not be repeated to the last bit otherwise.
-    """
-    height, width = values.shape[:2]
-    planes = cv2.split(values)
-    result = np.empty((len(planes), 4, height, width), dtype=np.float32)
-    center = (width / 2, height / 2)
-    turn = cv2.getRotationMatrix2D(center, 45.0, 1.0)
-    box = cv2.RotatedRect(center, (width, height), 45.0).boundingRect()
-    turn[:, 2] += (box[2] / 2 - center[0], box[3] / 2 - center[1])
-    turned_size = (box[2], box[3])
-    turned_center = (box[2] // 2, box[3] // 2)
-    turn_back = cv2.getRotationMatrix2D(turned_center, -45.0, 1.0)
-    whole = cv2.RotatedRect(turned_center, turned_size, -45.0).boundingRect()
-    left, top = max(0, (box[2] - width) // 2), max(0, (box[3] - height) // 2)
-    # OpenCV turns back more than it then cuts out. The columns past a multiple of 64 may be rounded
-    # differently from the others, so the cut must not put them elsewhere.
-    columns = -(-(left + width) // 64) * 64
-    columns, rows = (columns, top + height) if columns + 64 <= whole[2] else (whole[2], whole[3])
-    for plane, of_plane in zip(planes, result, strict=True):
-        turned = cv2.warpAffine(plane, turn, turned_size)
-        for axis in range(2):
-            cv2.Scharr(plane, cv2.CV_32F, 1 - axis, axis, dst=of_plane[axis])
-            derivative = cv2.Scharr(turned, cv2.CV_32F, 1 - axis, axis)
-            back = cv2.warpAffine(derivative, turn_back, (columns, rows))
-            of_plane[2 + axis] = back[top : top + height, left : left + width]
-    return result
-
-
-@cache
-def _opencv_fuses() -> bool:
-    """Whether OpenCV scales to bytes with fused multiply-adds on this processor.
-
-    Of the numbers from -180 to 0, scaled to 0 .. 255, some lie half-way between two bytes; which
-    way they go tells.
-    """
-    values = np.arange(-4080, 1, dtype=np.float32)
-    bytes_ = cv2.normalize(values, None, 0, 255, cv2.NORM_MINMAX, dtype=cv2.CV_8U).ravel()
-    factor = np.float32(255 / 4080)
-    separate = np.rint(values * factor + np.float32(255))
-    return not np.array_equal(separate, bytes_)
-
-
-def _hsv(image: np.ndarray, swapped: bool) -> np.ndarray:
-    return cv2.cvtColor(image, cv2.COLOR_BGR2HSV if swapped else cv2.COLOR_RGB2HSV)
-
-
-def _lab(image: np.ndarray, swapped: bool) -> np.ndarray:
-    return cv2.cvtColor(image, cv2.COLOR_BGR2Lab if swapped else cv2.COLOR_RGB2Lab)
-
-
-def _gray(image: np.ndarray, swapped: bool) -> np.ndarray:
-    return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY if swapped else cv2.COLOR_RGB2GRAY)
-
-
-def _hue(image: np.ndarray, swapped: bool) -> np.ndarray:
-    return np.ascontiguousarray(_hsv(image, swapped)[..., 0])
-
-
-def _rgi(image: np.ndarray, swapped: bool) -> np.ndarray:
-    """Red, green and intensity."""
-    red = image[..., 2 if swapped else 0]
-    return np.dstack([red, image[..., 1], _gray(image, swapped)])
-
-
-_CONVERSIONS: dict[str, Callable[[np.ndarray, bool], np.ndarray]] = {
-    "hsv": _hsv,
-    "lab": _lab,
-    "gray": _gray,
-    "hue": _hue,
-    "rgi": _rgi,
-}
+def _opencv_regions(image: np.ndarray, settings: SearchSettings, channel_order: str) -> Regions:
+    """OpenCV's search with the same settings; it does not tell the levels."""
+    module = cv2.ximgproc.segmentation
+    search = module.createSelectiveSearchSegmentation()
+    for space in settings.color_spaces:
+        search.addImage(convert(image, space, channel_order))
+    for k in settings.k:
+        search.addGraphSegmentation(
+            module.createGraphSegmentation(float(np.float32(settings.sigma)), k, settings.min_size)
+        )
+    for strategy in settings.strategies:
+        # OpenCV adds up in this order; floating-point sums depend on it.
+        parts = [
+            getattr(module, f"createSelectiveSearchSegmentationStrategy{name.capitalize()}")()
+            for name in SIMILARITIES
+            if name in strategy
+        ]
+        search.addStrategy(
+            parts[0]
+            if len(parts) == 1
+            else module.createSelectiveSearchSegmentationStrategyMultiple(*parts)
+        )
+    boxes = np.unique(np.asarray(search.process(), dtype=np.float32).reshape(-1, 4), axis=0)
+    boxes[:, 2:] += boxes[:, :2]
+    return _collected(boxes, np.ones(len(boxes)))
