@@ -37,7 +37,7 @@ def choose_device(wanted: str, num_gpus: int) -> torch.device:
         )
     if wanted.startswith("cuda"):
         why = "--num-gpus 0" if torch.cuda.is_available() else "this machine has no GPU"
-        logger.info("training on the CPU: %s", why)
+        logger.info("running on the CPU: %s", why)
     return torch.device("cpu" if wanted.startswith("cuda") else wanted)
 
 
