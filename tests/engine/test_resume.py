@@ -12,8 +12,11 @@ import torch
 from engine_processes import Job, kill_and_resume, run_once
 
 from predet.checkpoint import read_checkpoint
+from predet.d2 import SIDE
 from predet.data.scenes import make_scenes
 from predet.engine import ema, step, trainer
+
+OTHER_SIDE = "embedded" if SIDE == "detectron2" else "detectron2"
 
 ROOT = Path(__file__).resolve().parents[2]
 SLOW_STEPS = {"STANDIN_DELAY": "0.03"}  # so that a signal hits a given step
@@ -352,7 +355,7 @@ def test_reporting_may_change_on_resume(run_tiny) -> None:
     ("key", "value", "message"),
     [
         ("world_size", 2, "number of processes: 2 then, 1 now"),
-        ("d2", "detectron2", "Detectron2 side: 'detectron2' then"),
+        ("d2", OTHER_SIDE, f"Detectron2 side: '{OTHER_SIDE}' then"),
     ],
 )
 def test_another_setting_is_refused(run_tiny, tmp_path, key, value, message) -> None:
