@@ -36,8 +36,10 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
 INSTRUCTION_SETS = {"avx2": AVX2, "avx512": [*AVX2, *AVX512]}
 
-# Their results must not depend on the processor: a * b + c is rounded twice, everywhere.
-SAME_EVERYWHERE = ("csrc/hungarian/", "csrc/selective_search/")
+# Compilers may turn a * b + c into one rounding here and two there. On the CPU they must not, or
+# results would depend on the processor and even on what was inlined where; kernels say where they
+# want it. On CUDA this holds for those whose results must be the CPU's.
+SAME_AS_CPU = ("csrc/hungarian/", "csrc/selective_search/")
 
 # The newest one also as PTX, which later devices compile for themselves.
 CUDA_ARCHITECTURES = (80, 90)
@@ -101,7 +103,7 @@ class BuildNative(build_ext):
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", 0)) or os.cpu_count()) as pool:
             jobs = [pool.submit(self.compile_cuda, nvcc, architectures, f) for f in cuda_files]
             for source in cpp_sources(kernels):
-                all_flags = flags + flags_of_file(source, unix)
+                all_flags = flags + flags_of_file(source)
                 jobs.append(pool.submit(self.compile_cpp, source, macros, include, all_flags))
             objects = [job.result() for job in jobs]
         self.compiler.link_shared_object(
@@ -190,7 +192,7 @@ def up_to_date(target: str, source: str) -> bool:
 
 
 def unix_flags() -> list[str]:
-    flags = ["-std=c++17", "-O3", "-g0", "-pthread", "-fvisibility=hidden"]
+    flags = ["-std=c++17", "-O3", "-g0", "-pthread", "-fvisibility=hidden", "-ffp-contract=off"]
     flags += [
         "-fno-math-errno",
         "-fno-trapping-math",
@@ -209,18 +211,12 @@ def sanitizing() -> bool:
     return os.environ.get("PREDET_SANITIZE") == "1"
 
 
-def flags_of_file(source: str, unix: bool) -> list[str]:
-    if not unix:
-        return []
-    flags = ["-ffp-contract=off"] if source.startswith(SAME_EVERYWHERE) else []
-    for name, machine in INSTRUCTION_SETS.items():
-        if source.endswith(f"_{name}.cpp"):
-            flags += machine
-    return flags
+def flags_of_file(source: str) -> list[str]:
+    return next((f for name, f in INSTRUCTION_SETS.items() if source.endswith(f"_{name}.cpp")), [])
 
 
 def flags_of_cuda_file(source: str) -> list[str]:
-    return ["--fmad=false"] if source.startswith(SAME_EVERYWHERE) else []
+    return ["--fmad=false"] if source.startswith(SAME_AS_CPU) else []
 
 
 def cpp_sources(instruction_sets: list[str]) -> list[str]:

@@ -35,6 +35,26 @@ struct ArithmeticOf<double> {
   using type = double;
 };
 
+// a * b + c in one rounding where the instruction set has it. Compilers are told not to decide that.
+PREDET_HOST_DEVICE float multiply_add(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+  return fmaf(a, b, c);
+#elif defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+PREDET_HOST_DEVICE double multiply_add(double a, double b, double c) {
+#if defined(__CUDA_ARCH__)
+  return fma(a, b, c);
+#elif defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  return __builtin_fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 PREDET_HOST_DEVICE float float_from_bits(uint32_t bits) {
   float value;
   memcpy(&value, &bits, sizeof(value));

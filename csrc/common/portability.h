@@ -11,14 +11,17 @@
 
 #if defined(__GNUC__) || defined(__clang__)
 #define PREDET_ALWAYS_INLINE inline __attribute__((always_inline))
+#define PREDET_NEVER_INLINE __attribute__((noinline))
 #define PREDET_RESTRICT __restrict__
 #define PREDET_PREFETCH(address) __builtin_prefetch(address)
 #elif defined(_MSC_VER)
 #define PREDET_ALWAYS_INLINE __forceinline
+#define PREDET_NEVER_INLINE __declspec(noinline)
 #define PREDET_RESTRICT __restrict
 #define PREDET_PREFETCH(address) ((void)(address))
 #else
 #define PREDET_ALWAYS_INLINE inline
+#define PREDET_NEVER_INLINE
 #define PREDET_RESTRICT
 #define PREDET_PREFETCH(address) ((void)(address))
 #endif

@@ -54,7 +54,9 @@ template <typename A, int W>
 PREDET_ALWAYS_INLINE Vector<A, W> multiply_add(const Vector<A, W>& a, const Vector<A, W>& b,
                                                const Vector<A, W>& c) {
   Vector<A, W> result;
-  for (int i = 0; i < W; ++i) result.lane[i] = a.lane[i] * b.lane[i] + c.lane[i];
+  for (int i = 0; i < W; ++i) {
+    result.lane[i] = multiply_add(a.lane[i], b.lane[i], c.lane[i]);
+  }
   return result;
 }
 

@@ -82,11 +82,7 @@ CostWeights weights_of(const Weights& w, bool softmax) {
   return {float(w[0]), float(w[1]), float(w[2]), float(w[3]), float(w[4]), softmax};
 }
 
-// addresses: logits, boxes, target classes, target boxes, query_of_target, bad; on CUDA workspace
-Match match_of(const MatchSizes& sizes, const std::vector<int32_t>& first, int logits_type,
-               const MatchStrides& strides, const Addresses& addresses) {
-  require(logits_type >= 0 && logits_type <= 2, "logits must be float32, bfloat16 or float16");
-  require(addresses.size() == 7, "seven addresses expected");
+Match match_of(const MatchSizes& sizes, const std::vector<int32_t>& first) {
   Match m{};
   m.layers = sizes[0];
   m.images = sizes[1];
@@ -95,6 +91,15 @@ Match match_of(const MatchSizes& sizes, const std::vector<int32_t>& first, int l
   m.copies = int32_t(sizes[4]);
   m.first = first.data();
   m.total_targets = first.back();
+  return m;
+}
+
+// addresses: logits, boxes, target classes, target boxes, query_of_target, bad; on CUDA workspace
+Match match_of(const MatchSizes& sizes, const std::vector<int32_t>& first, int logits_type,
+               const MatchStrides& strides, const Addresses& addresses) {
+  require(logits_type >= 0 && logits_type <= 2, "logits must be float32, bfloat16 or float16");
+  require(addresses.size() == 7, "seven addresses expected");
+  Match m = match_of(sizes, first);
   m.logits_type = DType(logits_type);
   m.logits = address<const void>(addresses[0]);
   m.logits_stride = {strides[0], strides[1], strides[2]};
@@ -142,11 +147,27 @@ void match(const Place& place, const MatchSizes& sizes, const Counts& counts, in
   match_cpu(m, thread_count(place[2]));
 }
 
+// The costs alone, for tests: they replace query_of_target among the addresses. CPU only.
+void costs(const MatchSizes& sizes, const Counts& counts, int logits_type,
+           const MatchStrides& strides, const Weights& weights, bool softmax,
+           const Addresses& addresses) {
+  require_sizes(sizes);
+  const std::vector<int32_t> first = starts_of(counts, sizes[1], sizes[4]);
+  Match m = match_of(sizes, first, logits_type, strides, addresses);
+  m.weights = weights_of(weights, softmax);
+  require_classes(m);
+  costs_cpu(m, address<float>(addresses[4]), 1);
+}
+
 // L, B, Q
 using AssignSizes = std::array<int64_t, 3>;
 
-Assignment assignment_of(const AssignSizes& sizes, const std::vector<int32_t>& first) {
+Assignment assignment_of(const AssignSizes& sizes, const std::vector<int32_t>& first,
+                         int cost_type) {
   Assignment a{};
+  a.cost_type = DType(cost_type);
+  require(a.cost_type == DType::float32 || a.cost_type == DType::float64,
+          "costs must be float32 or float64");
   a.layers = sizes[0];
   a.images = sizes[1];
   a.queries = sizes[2];
@@ -166,10 +187,7 @@ void assign(const Place& place, const AssignSizes& sizes, const Counts& counts, 
             const std::array<int64_t, 2>& strides, const Addresses& addresses) {
   require_sizes(sizes);
   const std::vector<int32_t> first = starts_of(counts, sizes[1], 1);
-  Assignment a = assignment_of(sizes, first);
-  a.cost_type = DType(cost_type);
-  require(a.cost_type == DType::float32 || a.cost_type == DType::float64,
-          "costs must be float32 or float64");
+  Assignment a = assignment_of(sizes, first, cost_type);
   require(addresses.size() == 4, "four addresses expected");
   a.cost = address<const void>(addresses[0]);
   a.layer_stride = strides[0];
@@ -195,15 +213,7 @@ int64_t match_workspace(const MatchSizes& sizes, const Counts& counts) {
   require_sizes(sizes);
   const std::vector<int32_t> first = starts_of(counts, sizes[1], sizes[4]);
 #if defined(PREDET_WITH_CUDA)
-  Match m{};
-  m.layers = sizes[0];
-  m.images = sizes[1];
-  m.queries = sizes[2];
-  m.classes = sizes[3];
-  m.copies = int32_t(sizes[4]);
-  m.first = first.data();
-  m.total_targets = first.back();
-  return match_cuda_bytes(m);
+  return match_cuda_bytes(match_of(sizes, first));
 #else
   return 0;
 #endif
@@ -212,11 +222,10 @@ int64_t match_workspace(const MatchSizes& sizes, const Counts& counts) {
 int64_t assign_workspace(const AssignSizes& sizes, const Counts& counts, int cost_type) {
   require_sizes(sizes);
   const std::vector<int32_t> first = starts_of(counts, sizes[1], 1);
-  Assignment a = assignment_of(sizes, first);
-  a.cost_type = DType(cost_type);
 #if defined(PREDET_WITH_CUDA)
-  return assign_cuda_bytes(a);
+  return assign_cuda_bytes(assignment_of(sizes, first, cost_type));
 #else
+  (void)cost_type;
   return 0;
 #endif
 }
@@ -225,6 +234,7 @@ int64_t assign_workspace(const AssignSizes& sizes, const Counts& counts, int cos
 
 void bind(py::module_& module) {
   module.def("hungarian_match", &match);
+  module.def("hungarian_costs", &costs);
   module.def("hungarian_match_workspace", &match_workspace);
   module.def("hungarian_assign", &assign);
   module.def("hungarian_assign_workspace", &assign_workspace);

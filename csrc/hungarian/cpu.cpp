@@ -1,7 +1,7 @@
 #include "cpu.h"
 
 #include <algorithm>
-#include <numeric>
+#include <unordered_map>
 #include <vector>
 
 #include "../common/buffer.h"
@@ -27,19 +27,16 @@ Kernels chosen_kernels() {
 // The distinct classes of each image's targets, in the order in which they come.
 class Classes {
  public:
-  explicit Classes(const Match& match) : match_(match), of_target_(match.first[match.images]) {
-    std::vector<int64_t> seen_in(match.classes, -1);
-    std::vector<int32_t> slot(match.classes);
+  explicit Classes(const Match& match) : match_(match), of_target_(match.total_targets) {
+    std::unordered_map<int64_t, int32_t> slot_of;
     for (int64_t image = 0; image < match.images; ++image) {
+      slot_of.clear();
       begin_.push_back(class_of_.size());
       for (int32_t t = match.first[image]; t < match.first[image + 1]; ++t) {
         const int64_t k = match.target_classes[t];
-        if (seen_in[k] != image) {
-          seen_in[k] = image;
-          slot[k] = int32_t(class_of_.size() - begin_.back());
-          class_of_.push_back(int32_t(k));
-        }
-        of_target_[t] = slot[k];
+        const auto [slot, is_new] = slot_of.emplace(k, int32_t(slot_of.size()));
+        if (is_new) class_of_.push_back(int32_t(k));
+        of_target_[t] = slot->second;
       }
     }
     begin_.push_back(class_of_.size());
@@ -77,20 +74,37 @@ void solve_all(const Problem& problem, int64_t bytes, int threads, Solve&& solve
   });
 }
 
-}  // namespace
-
-void match_cpu(const Match& match, int threads) {
+// The same for problems whose costs are to be made: solve(layer, image, classes, memory).
+template <typename Solve>
+void solve_matches(const Match& match, const Kernels& kernels, int threads, Solve&& solve) {
   std::fill_n(match.bad, match.layers * match.images, 0);
   const Classes classes(match);
-  const Kernels kernels = chosen_kernels();
   int64_t bytes = 0;
   for (int64_t image = 0; image < match.images; ++image) {
     const int64_t targets = match.targets_of(image);
     bytes = std::max(bytes, kernels.match_bytes(match, targets, classes.of(image).count));
   }
   solve_all(match, bytes, threads, [&](int64_t layer, int64_t image, void* memory) {
-    kernels.match(match, layer, image, classes.of(image), memory);
+    solve(layer, image, classes.of(image), memory);
   });
+}
+
+}  // namespace
+
+void match_cpu(const Match& match, int threads) {
+  const Kernels kernels = chosen_kernels();
+  solve_matches(match, kernels, threads,
+                [&](int64_t layer, int64_t image, const ClassSlots& classes, void* memory) {
+                  kernels.match(match, layer, image, classes, memory);
+                });
+}
+
+void costs_cpu(const Match& match, float* cost, int threads) {
+  const Kernels kernels = chosen_kernels();
+  solve_matches(match, kernels, threads,
+                [&](int64_t layer, int64_t image, const ClassSlots& classes, void* memory) {
+                  kernels.costs(match, layer, image, classes, memory, cost);
+                });
 }
 
 void assign_cpu(const Assignment& assignment, int threads) {

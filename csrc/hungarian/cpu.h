@@ -9,6 +9,7 @@ namespace hungarian {
 // Results are the same to the bit for any number of threads and any instruction set. The classes of
 // the targets must be in [0, K).
 void match_cpu(const Match& match, int threads);
+void costs_cpu(const Match& match, float* cost, int threads);  // (L, M, Q) and `bad` only
 void assign_cpu(const Assignment& assignment, int threads);
 
 // Targets of the same class share their class costs.
@@ -22,6 +23,8 @@ struct ClassSlots {
 struct Kernels {
   int64_t (*match_bytes)(const Match&, int64_t targets, int64_t distinct_classes);
   void (*match)(const Match&, int64_t layer, int64_t image, const ClassSlots&, void* memory);
+  void (*costs)(const Match&, int64_t layer, int64_t image, const ClassSlots&, void* memory,
+                float* cost);
   int64_t (*assign_bytes)(const Assignment&, int64_t targets);
   void (*assign)(const Assignment&, int64_t layer, int64_t image, void* memory);
 };

@@ -157,60 +157,83 @@ PREDET_ALWAYS_INLINE int32_t target_costs(const CostWeights& weights, const Box&
   return int32_t(bad);
 }
 
+// The costs of one problem, (targets, queries), and the solver's bounds of them, (targets,
+// bound_stride). Returns how many are not finite. `class_part` has room for (distinct classes,
+// kBlock) numbers.
 template <typename T>
-void match_problem(const Match& m, int64_t layer, int64_t image, const ClassSlots& classes,
-                   void* memory) {
+int64_t make_costs(const Match& m, int64_t layer, int64_t image, const ClassSlots& classes,
+                   float* class_part, float* cost, float* bound, int64_t bound_stride) {
   const int32_t targets = m.targets_of(image);
-  const int64_t queries = m.queries;
-  const Workspace<float> workspace(memory, targets, queries, m.copies);
-  float* cost = reinterpret_cast<float*>(static_cast<char*>(memory) + workspace.bytes);
-  float* class_part = cost + padded(targets * queries);  // (distinct classes, kBlock)
-  const bool bounded = int64_t(targets) * m.copies <= queries;
-  if (bounded) {
-    for (int64_t i = 0; i < workspace.rows * workspace.bound_stride; ++i) {
-      workspace.bound[i] = infinity<float>();
-    }
-  }
   const T* logits = static_cast<const T*>(m.logits) + layer * m.logits_stride.layer +
                     image * m.logits_stride.image;
   const float* boxes = m.boxes + layer * m.boxes_stride.layer + image * m.boxes_stride.image;
   const float* target_boxes = m.target_boxes + int64_t(m.first[image]) * 4;
+  for (int64_t i = 0; i < targets * bound_stride; ++i) bound[i] = infinity<float>();
   int64_t bad = 0;
   Tile tile;
-  for (int64_t first = 0; first < queries; first += kBlock) {
-    tile.count = queries - first < kBlock ? int32_t(queries - first) : kBlock;
+  for (int64_t first = 0; first < m.queries; first += kBlock) {
+    tile.count = m.queries - first < kBlock ? int32_t(m.queries - first) : kBlock;
     load_boxes(boxes + first * m.boxes_stride.query, m.boxes_stride.query, tile);
-    const T* tile_logits = logits + first * m.logits_stride.query;
-    if (m.weights.softmax) normalize(tile_logits, m.logits_stride.query, m.classes, tile);
-    class_costs(m.weights, tile_logits, m.logits_stride.query, classes, tile, class_part);
+    const T* rows = logits + first * m.logits_stride.query;
+    if (m.weights.softmax) normalize(rows, m.logits_stride.query, m.classes, tile);
+    class_costs(m.weights, rows, m.logits_stride.query, classes, tile, class_part);
     for (int32_t t = 0; t < targets; ++t) {
       const float* box = target_boxes + t * 4;
-      float least;
       bad += target_costs(m.weights, box_of(box[0], box[1], box[2], box[3]),
                           class_part + classes.of_target[t] * kBlock, tile,
-                          cost + t * queries + first, least);
-      if (bounded) workspace.bound[t * workspace.bound_stride + first / kBlock] = least;
+                          cost + t * m.queries + first, bound[t * bound_stride + first / kBlock]);
     }
   }
-  m.bad[layer * m.images + image] = bad;
-  const int64_t row = layer * m.total_targets + m.first[image];
-  assign(OneThread(), workspace, cost, queries, targets, int32_t(queries), m.copies, bounded,
-         m.query_of_target + row * m.copies);
+  return bad;
 }
 
+inline int64_t make_costs_any(const Match& m, int64_t layer, int64_t image,
+                              const ClassSlots& classes, float* class_part, float* cost,
+                              float* bound, int64_t bound_stride) {
+  switch (m.logits_type) {
+    case DType::bfloat16:
+      return make_costs<BFloat16>(m, layer, image, classes, class_part, cost, bound, bound_stride);
+    case DType::float16:
+      return make_costs<Half>(m, layer, image, classes, class_part, cost, bound, bound_stride);
+    default:
+      return make_costs<float>(m, layer, image, classes, class_part, cost, bound, bound_stride);
+  }
+}
+
+// The memory of one problem: the solver's, then room for costs, for bounds that the solver does not
+// want, and for class costs.
 inline int64_t match_bytes(const Match& m, int64_t targets, int64_t distinct_classes) {
-  const int64_t numbers = padded(targets * m.queries) + distinct_classes * kBlock;
+  const int64_t numbers = padded(targets * m.queries) +
+                          targets * padded(blocks_of(m.queries)) + distinct_classes * kBlock;
   return Workspace<float>(nullptr, targets, m.queries, m.copies).bytes +
          numbers * int64_t(sizeof(float));
 }
 
-inline void match_any(const Match& m, int64_t layer, int64_t image, const ClassSlots& classes,
-                      void* memory) {
-  switch (m.logits_type) {
-    case DType::bfloat16: return match_problem<BFloat16>(m, layer, image, classes, memory);
-    case DType::float16: return match_problem<Half>(m, layer, image, classes, memory);
-    default: return match_problem<float>(m, layer, image, classes, memory);
-  }
+inline void match_problem(const Match& m, int64_t layer, int64_t image, const ClassSlots& classes,
+                          void* memory) {
+  const int32_t targets = m.targets_of(image);
+  const Workspace<float> workspace(memory, targets, m.queries, m.copies);
+  float* cost = reinterpret_cast<float*>(static_cast<char*>(memory) + workspace.bytes);
+  float* other_bound = cost + padded(targets * m.queries);
+  const int64_t bound_stride = padded(blocks_of(m.queries));
+  const bool bounded = int64_t(targets) * m.copies <= m.queries;
+  m.bad[layer * m.images + image] =
+      make_costs_any(m, layer, image, classes, other_bound + targets * bound_stride, cost,
+                     bounded ? workspace.bound : other_bound, bound_stride);
+  const int64_t row = layer * m.total_targets + m.first[image];
+  assign(OneThread(), workspace, cost, m.queries, targets, int32_t(m.queries), m.copies, bounded,
+         m.query_of_target + row * m.copies);
+}
+
+// As match_problem(), but only the costs, to where the caller wants them: (L, M, Q).
+inline void cost_problem(const Match& m, int64_t layer, int64_t image, const ClassSlots& classes,
+                         void* memory, float* cost) {
+  const int64_t targets = m.targets_of(image), bound_stride = padded(blocks_of(m.queries));
+  float* bound = static_cast<float*>(memory);
+  m.bad[layer * m.images + image] =
+      make_costs_any(m, layer, image, classes, bound + targets * bound_stride,
+                     cost + (layer * m.total_targets + m.first[image]) * m.queries, bound,
+                     bound_stride);
 }
 
 template <typename T>
@@ -236,7 +259,7 @@ inline void assign_any(const Assignment& a, int64_t layer, int64_t image, void* 
   assign_problem<float>(a, layer, image, memory);
 }
 
-inline Kernels kernels() { return {match_bytes, match_any, assign_bytes, assign_any}; }
+inline Kernels kernels() { return {match_bytes, match_problem, cost_problem, assign_bytes, assign_any}; }
 
 }  // namespace PREDET_ISA
 }  // namespace hungarian

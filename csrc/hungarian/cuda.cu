@@ -17,7 +17,8 @@ constexpr int kCostThreads = 256;   // of the block that makes a tile of costs
 constexpr int kManySlots = 512;     // from here on a problem gets a block rather than a warp
 constexpr int kBlockThreads = 256;
 constexpr int kWarp = 32;
-constexpr int64_t kMostBlocks = 65535;  // in the second and third dimension of a grid
+constexpr int64_t kBoundBlocks = 64;  // of a problem: enough for a usual one
+constexpr int64_t kMostBlocks = 1 << 30;  // of a grid; what is beyond goes round
 
 // Where the problems of some images lie. A problem's memory is its Workspace, then its costs.
 struct Table {
@@ -66,10 +67,6 @@ int64_t all_bytes(const Problem& problem, int64_t copies, bool with_costs) {
   return bytes * problem.layers;
 }
 
-__device__ char* memory_of(const Table& table, void* workspace, int64_t layer, int image) {
-  return static_cast<char*>(workspace) + layer * table.layer_bytes + table.offset[image];
-}
-
 __device__ void add_to(int64_t* count, int64_t more) {
   // The count is not negative, so adding without sign is the same.
   if (more != 0) {
@@ -77,8 +74,8 @@ __device__ void add_to(int64_t* count, int64_t more) {
   }
 }
 
-// log(sum(exp(row))) by the 16 threads of half a warp, in the partial sums of cpu_kernel.h. The
-// result is that of the half's first thread.
+// log(sum(exp(row))) by the 16 threads of half a warp, in the partial sums of cpu_kernel.h and added
+// in the same order.
 template <typename T>
 __device__ float log_sum_exp(const T* row, int64_t classes, int lane) {
   static_assert(kSums == 16, "half a warp");
@@ -97,7 +94,7 @@ __device__ float log_sum_exp(const T* row, int64_t classes, int lane) {
     sum += exponential((k < classes ? widen(row[k]) : -infinity<float>()) - most);
   }
   for (int step = kSums / 2; step > 0; step /= 2) {
-    sum += __shfl_down_sync(0xffffffffu, sum, step, kSums);
+    sum += __shfl_xor_sync(0xffffffffu, sum, step, kSums);
   }
   return is_finite(most) ? most + logarithm(sum) : most;
 }
@@ -108,69 +105,92 @@ __device__ float class_cost_of(const CostWeights& weights, float logit, float no
                                : focal_cost<false>(logit, weights.alpha, weights.gamma);
 }
 
-// Costs and bounds of one tile of kBlock queries of one image: a block each.
+// A problem's place: the kernels number those of a table image by image within a layer.
+struct Place {
+  int64_t layer;
+  int image;        // of the table
+  int64_t targets;  // how many
+};
+
+__device__ Place place_of(const Table& table, int64_t problem) {
+  const int image = int(problem % table.images);
+  return {problem / table.images, image, table.first[image + 1] - table.first[image]};
+}
+
+__device__ char* memory_of(const Table& table, void* workspace, const Place& place) {
+  return static_cast<char*>(workspace) + place.layer * table.layer_bytes +
+         table.offset[place.image];
+}
+
+// Costs and bounds of one tile of kBlock queries of one problem, by one block.
+template <typename T>
+__device__ void make_tile(const Match& m, const Table& table, const Place& place, int64_t tile,
+                          void* workspace, Box* queries, float* normalizer) {
+  const int64_t first = tile * kBlock, batch_image = table.first_image + place.image;
+  const int32_t count = m.queries - first < kBlock ? int32_t(m.queries - first) : kBlock;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const T* logits = static_cast<const T*>(m.logits) + place.layer * m.logits_stride.layer +
+                    batch_image * m.logits_stride.image + first * m.logits_stride.query;
+  const float* boxes = m.boxes + place.layer * m.boxes_stride.layer +
+                       batch_image * m.boxes_stride.image + first * m.boxes_stride.query;
+  if (int(threadIdx.x) < count) {
+    const float* box = boxes + threadIdx.x * m.boxes_stride.query;
+    queries[threadIdx.x] = box_of(box[0], box[1], box[2], box[3]);
+  }
+  if (m.weights.softmax) {
+    for (int32_t q = 0; q < kBlock; q += kCostThreads / kSums) {
+      const int32_t own = q + int32_t(threadIdx.x) / kSums;
+      const int32_t i = own < count ? own : count - 1;  // again, rather than leave the shuffles
+      const float result = log_sum_exp(logits + i * m.logits_stride.query, m.classes,
+                                       int(threadIdx.x % kSums));
+      if (threadIdx.x % kSums == 0 && own < count) normalizer[own] = result;
+    }
+  }
+  __syncthreads();
+  char* memory = memory_of(table, workspace, place);
+  const Workspace<float> w(memory, place.targets, m.queries, m.copies);
+  const bool bounded = place.targets * m.copies <= m.queries;
+  const int64_t blocks = blocks_of(m.queries);
+  float* cost = reinterpret_cast<float*>(memory + w.bytes) + first;
+  int64_t bad = 0;
+  for (int64_t t = warp; t < place.targets; t += kCostThreads / kWarp) {
+    const int64_t batch_target = table.first[place.image] + t;
+    const float* numbers = m.target_boxes + batch_target * 4;
+    const Box target = box_of(numbers[0], numbers[1], numbers[2], numbers[3]);
+    const int64_t k = m.target_classes[batch_target];
+    const bool known = k >= 0 && k < m.classes;
+    float least = infinity<float>();
+    for (int32_t i = lane; i < count; i += kWarp) {
+      const float logit = known ? widen(logits[i * m.logits_stride.query + k]) : not_a_number();
+      const float x =
+          cost_of(m.weights, class_cost_of(m.weights, logit, normalizer[i]), queries[i], target);
+      cost[t * m.queries + i] = x;
+      bad += is_finite(x) ? 0 : 1;
+      const float y = usable(x);
+      least = y < least ? y : least;
+    }
+    if (!bounded) continue;
+    least = least_of_warp(Found<float>{least, 0}).value;
+    float* bound = w.bound + t * w.bound_stride;
+    if (lane == 0) bound[tile] = least;
+    for (int64_t b = blocks + lane; tile == 0 && b < w.bound_stride; b += kWarp) {
+      bound[b] = infinity<float>();
+    }
+  }
+  add_to(m.bad + place.layer * m.images + batch_image, bad);
+}
+
 template <typename T>
 __global__ void __launch_bounds__(kCostThreads)
-    cost_kernel(const __grid_constant__ Match m, const __grid_constant__ Table table,
-                void* workspace) {
+    cost_kernel(const Match m, const Table table, void* workspace) {
   __shared__ Box queries[kBlock];
   __shared__ float normalizer[kBlock];
-  const int image = blockIdx.z;
-  const int32_t targets = table.first[image + 1] - table.first[image];
-  if (targets == 0) return;
-  const int64_t first = int64_t(blockIdx.x) * kBlock;
-  const int32_t count = m.queries - first < kBlock ? int32_t(m.queries - first) : kBlock;
-  const bool bounded = int64_t(targets) * m.copies <= m.queries;
-  const int64_t batch_image = table.first_image + image;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  for (int64_t layer = blockIdx.y; layer < m.layers; layer += gridDim.y) {
-    const T* logits = static_cast<const T*>(m.logits) + layer * m.logits_stride.layer +
-                      batch_image * m.logits_stride.image + first * m.logits_stride.query;
-    const float* boxes = m.boxes + layer * m.boxes_stride.layer +
-                         batch_image * m.boxes_stride.image + first * m.boxes_stride.query;
-    if (threadIdx.x < count) {
-      const float* box = boxes + threadIdx.x * m.boxes_stride.query;
-      queries[threadIdx.x] = box_of(box[0], box[1], box[2], box[3]);
+  const int64_t tiles = blocks_of(m.queries), problems = m.layers * table.images;
+  for (int64_t i = blockIdx.x; i < tiles * problems; i += gridDim.x) {
+    const Place place = place_of(table, i / tiles);
+    if (place.targets > 0) {
+      make_tile<T>(m, table, place, i % tiles, workspace, queries, normalizer);
     }
-    if (m.weights.softmax) {
-      // The last halves of warps do a query again rather than leave the shuffles.
-      for (int32_t q = 0; q < kBlock; q += kCostThreads / kSums) {
-        const int32_t own = q + int32_t(threadIdx.x) / kSums;
-        const int32_t i = own < count ? own : count - 1;
-        const float result = log_sum_exp(logits + i * m.logits_stride.query, m.classes,
-                                         int(threadIdx.x % kSums));
-        if (threadIdx.x % kSums == 0 && own < count) normalizer[own] = result;
-      }
-    }
-    __syncthreads();
-    char* memory = memory_of(table, workspace, layer, image);
-    const Workspace<float> w(memory, targets, m.queries, m.copies);
-    float* cost = reinterpret_cast<float*>(memory + w.bytes) + first;
-    int64_t bad = 0;
-    for (int32_t t = warp; t < targets; t += kCostThreads / kWarp) {
-      const float* corner = m.target_boxes + int64_t(table.first[image] + t) * 4;
-      const Box target = box_of(corner[0], corner[1], corner[2], corner[3]);
-      const int64_t k = m.target_classes[table.first[image] + t];
-      const bool known = k >= 0 && k < m.classes;
-      float least = infinity<float>();
-      for (int32_t i = lane; i < count; i += kWarp) {
-        const float logit = known ? widen(logits[i * m.logits_stride.query + k]) : not_a_number();
-        const float x = cost_of(m.weights, class_cost_of(m.weights, logit, normalizer[i]),
-                                queries[i], target);
-        cost[t * m.queries + i] = x;
-        bad += is_finite(x) ? 0 : 1;
-        const float y = usable(x);
-        least = y < least ? y : least;
-      }
-      if (bounded) {
-        least = least_of_warp(Found<float>{least, 0}).value;
-        if (lane == 0) w.bound[t * w.bound_stride + blockIdx.x] = least;
-        for (int64_t b = gridDim.x + lane; blockIdx.x == 0 && b < w.bound_stride; b += kWarp) {
-          w.bound[t * w.bound_stride + b] = infinity<float>();
-        }
-      }
-    }
-    add_to(m.bad + layer * m.images + batch_image, bad);
     __syncthreads();
   }
 }
@@ -178,68 +198,70 @@ __global__ void __launch_bounds__(kCostThreads)
 // Bounds of costs that are given: a warp for each block of columns of a target.
 template <typename T>
 __global__ void __launch_bounds__(kCostThreads)
-    bound_kernel(const __grid_constant__ Assignment a, const __grid_constant__ Table table,
-                 void* workspace) {
-  const int image = blockIdx.z;
-  const int32_t targets = table.first[image + 1] - table.first[image];
-  if (targets == 0 || targets > a.queries) return;
+    bound_kernel(const Assignment a, const Table table, int64_t blocks, void* workspace) {
   const ThreadGroup<kWarp> group;
-  const int64_t warps = int64_t(gridDim.x) * (kCostThreads / kWarp);
-  const int64_t own = int64_t(blockIdx.x) * (kCostThreads / kWarp) + threadIdx.x / kWarp;
-  for (int64_t layer = blockIdx.y; layer < a.layers; layer += gridDim.y) {
-    const Workspace<T> w(memory_of(table, workspace, layer, image), targets, a.queries, 1);
-    const T* cost = static_cast<const T*>(a.cost) + layer * a.layer_stride +
-                    table.first[image] * a.target_stride;
+  const int64_t problems = a.layers * table.images;
+  for (int64_t i = blockIdx.x; i < blocks * problems; i += gridDim.x) {
+    const Place place = place_of(table, i / blocks);
+    if (place.targets == 0 || place.targets > a.queries) continue;
+    const Workspace<T> w(memory_of(table, workspace, place), place.targets, a.queries, 1);
+    const T* cost = static_cast<const T*>(a.cost) + place.layer * a.layer_stride +
+                    table.first[place.image] * a.target_stride;
+    const int64_t warps = blocks * (kCostThreads / kWarp);
     int64_t bad = 0;
-    for (int64_t i = own; i < targets * w.bound_stride; i += warps) {
-      const int64_t row = i / w.bound_stride, first = i % w.bound_stride * kBlock;
+    for (int64_t j = i % blocks * (kCostThreads / kWarp) + threadIdx.x / kWarp;
+         j < place.targets * w.bound_stride; j += warps) {
+      const int64_t row = j / w.bound_stride, first = j % w.bound_stride * kBlock;
       const int64_t left = a.queries - first;
       const int32_t count = left < 0 ? 0 : (left < kBlock ? int32_t(left) : kBlock);
       const T least = group.bound(cost + row * a.target_stride + first, count, bad);
-      if (group.leads()) w.bound[i] = least;
+      if (group.leads()) w.bound[j] = least;
     }
-    add_to(a.bad + layer * a.images + table.first_image + image, bad);
+    add_to(a.bad + place.layer * a.images + table.first_image + place.image, bad);
   }
 }
 
-// Assigns one problem a group of threads; its costs lie behind its workspace.
+// Assigns a problem whose costs cost_kernel() has made, by one group of threads.
 template <int kThreads>
 __global__ void __launch_bounds__(kThreads)
-    match_kernel(const __grid_constant__ Match m, const __grid_constant__ Table table,
-                 void* workspace) {
-  const int image = blockIdx.x;
-  const int32_t targets = table.first[image + 1] - table.first[image];
-  if (targets == 0) return;
-  const bool bounded = int64_t(targets) * m.copies <= m.queries;
-  for (int64_t layer = blockIdx.y; layer < m.layers; layer += gridDim.y) {
-    char* memory = memory_of(table, workspace, layer, image);
-    const Workspace<float> w(memory, targets, m.queries, m.copies);
-    const int64_t row = layer * m.total_targets + table.first[image];
-    assign(ThreadGroup<kThreads>(), w, reinterpret_cast<const float*>(memory + w.bytes), m.queries,
-           targets, int32_t(m.queries), m.copies, bounded, m.query_of_target + row * m.copies);
+    match_kernel(const Match m, const Table table, void* workspace) {
+  const ThreadGroup<kThreads> group;
+  for (int64_t i = blockIdx.x; i < m.layers * table.images; i += gridDim.x) {
+    const Place place = place_of(table, i);
+    if (place.targets == 0) continue;
+    char* memory = memory_of(table, workspace, place);
+    const Workspace<float> w(memory, place.targets, m.queries, m.copies);
+    const int64_t row = place.layer * m.total_targets + table.first[place.image];
+    assign(group, w, reinterpret_cast<const float*>(memory + w.bytes), m.queries,
+           int32_t(place.targets), int32_t(m.queries), m.copies,
+           place.targets * m.copies <= m.queries, m.query_of_target + row * m.copies);
   }
 }
 
+// Assigns a problem whose costs are given.
 template <typename T, int kThreads>
 __global__ void __launch_bounds__(kThreads)
-    assign_kernel(const __grid_constant__ Assignment a, const __grid_constant__ Table table,
-                  void* workspace) {
-  const int image = blockIdx.x;
-  const int32_t targets = table.first[image + 1] - table.first[image];
-  if (targets == 0) return;
-  for (int64_t layer = blockIdx.y; layer < a.layers; layer += gridDim.y) {
-    const Workspace<T> w(memory_of(table, workspace, layer, image), targets, a.queries, 1);
-    const T* cost = static_cast<const T*>(a.cost) + layer * a.layer_stride +
-                    table.first[image] * a.target_stride;
+    assign_kernel(const Assignment a, const Table table, void* workspace) {
+  const ThreadGroup<kThreads> group;
+  for (int64_t i = blockIdx.x; i < a.layers * table.images; i += gridDim.x) {
+    const Place place = place_of(table, i);
+    if (place.targets == 0) continue;
+    const Workspace<T> w(memory_of(table, workspace, place), place.targets, a.queries, 1);
+    const int64_t first = table.first[place.image];
+    const T* cost =
+        static_cast<const T*>(a.cost) + place.layer * a.layer_stride + first * a.target_stride;
     const int64_t bad =
-        assign(ThreadGroup<kThreads>(), w, cost, a.target_stride, targets, int32_t(a.queries), 1,
-               targets <= a.queries, a.query_of_target + layer * a.total_targets + table.first[image]);
-    if (threadIdx.x == 0) add_to(a.bad + layer * a.images + table.first_image + image, bad);
+        assign(group, w, cost, a.target_stride, int32_t(place.targets), int32_t(a.queries), 1,
+               place.targets <= a.queries,
+               a.query_of_target + place.layer * a.total_targets + first);
+    if (group.leads()) {
+      add_to(a.bad + place.layer * a.images + table.first_image + place.image, bad);
+    }
   }
 }
 
-unsigned int grid_size(int64_t wanted) {
-  return static_cast<unsigned int>(std::max<int64_t>(1, std::min(wanted, kMostBlocks)));
+dim3 grid_of(int64_t blocks) {
+  return dim3(static_cast<unsigned int>(std::max<int64_t>(1, std::min(blocks, kMostBlocks))));
 }
 
 template <typename Problem>
@@ -254,37 +276,23 @@ int64_t most_slots(const Problem& problem, int64_t copies) {
 template <typename T>
 void match_images(const Match& m, const Table& table, void* workspace, bool many,
                   cudaStream_t stream) {
-  const int64_t tiles = blocks_of(m.queries);
-  const unsigned int layers = grid_size(m.layers), images = table.images;
-  if (tiles > 0) {
-    cost_kernel<T><<<dim3(unsigned(tiles), layers, images), kCostThreads, 0, stream>>>(m, table,
-                                                                                       workspace);
-    check_launch("hungarian cost_kernel");
-  }
-  const dim3 grid(images, layers);
-  if (many) {
-    match_kernel<kBlockThreads><<<grid, kBlockThreads, 0, stream>>>(m, table, workspace);
-  } else {
-    match_kernel<kWarp><<<grid, kWarp, 0, stream>>>(m, table, workspace);
-  }
-  check_launch("hungarian match_kernel");
+  const int64_t problems = m.layers * table.images;
+  launch("hungarian cost_kernel", cost_kernel<T>, grid_of(problems * blocks_of(m.queries)),
+         dim3(kCostThreads), 0, stream, m, table, workspace);
+  launch("hungarian match_kernel", many ? match_kernel<kBlockThreads> : match_kernel<kWarp>,
+         grid_of(problems), dim3(many ? kBlockThreads : kWarp), 0, stream, m, table, workspace);
 }
 
 template <typename T>
 void assign_images(const Assignment& a, void* workspace, cudaStream_t stream) {
   const bool many = most_slots(a, 1) >= kManySlots;
   for_tables<T>(a, 1, false, [&](const Table& table) {
-    const unsigned int layers = grid_size(a.layers), images = table.images;
-    // Blocks enough for a usual image; larger ones go round.
-    bound_kernel<T><<<dim3(64, layers, images), kCostThreads, 0, stream>>>(a, table, workspace);
-    check_launch("hungarian bound_kernel");
-    const dim3 grid(images, layers);
-    if (many) {
-      assign_kernel<T, kBlockThreads><<<grid, kBlockThreads, 0, stream>>>(a, table, workspace);
-    } else {
-      assign_kernel<T, kWarp><<<grid, kWarp, 0, stream>>>(a, table, workspace);
-    }
-    check_launch("hungarian assign_kernel");
+    const int64_t problems = a.layers * table.images;
+    launch("hungarian bound_kernel", bound_kernel<T>, grid_of(problems * kBoundBlocks),
+           dim3(kCostThreads), 0, stream, a, table, kBoundBlocks, workspace);
+    launch("hungarian assign_kernel",
+           many ? assign_kernel<T, kBlockThreads> : assign_kernel<T, kWarp>, grid_of(problems),
+           dim3(many ? kBlockThreads : kWarp), 0, stream, a, table, workspace);
   });
 }
 

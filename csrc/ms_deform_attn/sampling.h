@@ -69,19 +69,22 @@ template <typename A>
 PREDET_HOST_DEVICE PointGradient<A> differentiate(const Span<A>& x, const Span<A>& y, A weight,
                                                   const A (&dot)[4]) {
   PointGradient<A> g;
-  g.weight = y.low_share * (x.low_share * dot[0] + x.high_share * dot[1]) +
-             y.high_share * (x.low_share * dot[2] + x.high_share * dot[3]);
-  g.x = weight * (y.low_share * (x.high_mask * dot[1] - x.low_mask * dot[0]) +
-                  y.high_share * (x.high_mask * dot[3] - x.low_mask * dot[2]));
-  g.y = weight * (x.low_share * (y.high_mask * dot[2] - y.low_mask * dot[0]) +
-                  x.high_share * (y.high_mask * dot[3] - y.low_mask * dot[1]));
+  const A above = multiply_add(x.low_share, dot[0], x.high_share * dot[1]);
+  const A below = multiply_add(x.low_share, dot[2], x.high_share * dot[3]);
+  g.weight = multiply_add(y.low_share, above, y.high_share * below);
+  const A rise_above = x.high_mask * dot[1] - x.low_mask * dot[0];
+  const A rise_below = x.high_mask * dot[3] - x.low_mask * dot[2];
+  g.x = weight * multiply_add(y.low_share, rise_above, y.high_share * rise_below);
+  const A rise_left = y.high_mask * dot[2] - y.low_mask * dot[0];
+  const A rise_right = y.high_mask * dot[3] - y.low_mask * dot[1];
+  g.y = weight * multiply_add(x.low_share, rise_left, x.high_share * rise_right);
   return g;
 }
 
 // base and scale of the table above; extent is the reference's width or height.
 template <typename A>
 PREDET_HOST_DEVICE A base_of(A reference, A size) {
-  return reference * size - A(0.5);
+  return multiply_add(reference, size, A(-0.5));
 }
 template <typename A>
 PREDET_HOST_DEVICE A scale_of(A extent, A size, int64_t points) {
@@ -98,17 +101,17 @@ PREDET_HOST_DEVICE float exponential(float x) {
   float clamped = x < -88.0f ? -88.0f : x;  // NaN stays NaN
   clamped = clamped > 0.0f ? 0.0f : clamped;
   // Adding 1.5 * 2^23 rounds to an integer, which then lies in the low bits.
-  const float shifted = clamped * 1.44269504f + 12582912.0f;
+  const float shifted = multiply_add(clamped, 1.44269504f, 12582912.0f);
   const float n = shifted - 12582912.0f;
-  float r = clamped - n * 0.693359375f;  // log 2 in two parts
-  r = r + n * 2.12194440e-4f;
+  float r = multiply_add(n, -0.693359375f, clamped);  // log 2 in two parts
+  r = multiply_add(n, 2.12194440e-4f, r);
   float p = 1.0f / 5040;
-  p = p * r + 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * (r * r) + r + 1.0f;
+  p = multiply_add(p, r, 1.0f / 720);
+  p = multiply_add(p, r, 1.0f / 120);
+  p = multiply_add(p, r, 1.0f / 24);
+  p = multiply_add(p, r, 1.0f / 6);
+  p = multiply_add(p, r, 0.5f);
+  p = multiply_add(p, r * r, r) + 1.0f;
   const float power = float_from_bits((bits_from_float(shifted) + 127u) << 23);
   return x < -87.0f ? 0.0f : p * power;
 #endif

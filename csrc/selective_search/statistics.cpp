@@ -18,7 +18,7 @@ class PartBins {
   PartBins(float low, float high, bool fused) : low_(low), scale_(low, high, fused) {
     for (int bin = 0; bin <= kTextureBins; ++bin) least_[bin] = least_value(bin, low, high);
     per_bin_ = scale_.empty ? 0.0f : float(kTextureBins) / 256.0f * scale_.factor;
-    even_ = bin(0.0f);
+    even_ = exact_bin(0.0f);
   }
 
   int even() const { return even_; }

@@ -168,6 +168,10 @@ def _check(
             f"got {tuple(value.shape)} in {value.dtype}"
         )
     batch, pixels, heads, channels = value.shape
+    if len(spatial_shapes) % 2 != 0:
+        raise ValueError(
+            f"ms_deform_attn: spatial shapes must be pairs (height, width), got {spatial_shapes}"
+        )
     levels = len(spatial_shapes) // 2
     areas = [h * w for h, w in zip(spatial_shapes[::2], spatial_shapes[1::2], strict=True)]
     if sum(areas) != pixels:
@@ -232,6 +236,9 @@ def _fake_backward(
     weights: Tensor,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    sizes = _check(value, spatial_shapes, reference_points, points, weights)
+    batch, _, heads, channels, queries = sizes[:5]
+    _check_like("grad_output", grad_output, (batch, queries, heads * channels), value)
     return _new_gradients(value, reference_points, points, weights, wanted)
 
 

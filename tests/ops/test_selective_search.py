@@ -78,7 +78,7 @@ def as_set(boxes: np.ndarray) -> set[tuple[int, ...]]:
 
 
 IMAGES = {
-    "photograph": lambda: photograph(280, 300, 110, 20),
+    "photograph": lambda: photograph(220, 240, 140, 40),
     "photograph, wide": lambda: photograph(400, 90, 40, 320),
     "photograph, narrow": lambda: photograph(9, 260, 256, 100),
     "noise": lambda: soft_noise(150, 211, 0),
