@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -13,10 +14,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PROBE = """
+import sys
+# The editable install of this environment would lend what the wheel lacks.
+sys.meta_path[:] = [f for f in sys.meta_path if "__editable__" not in getattr(f, "__module__", "")]
 import predet, predet.projects.deformable_detr, predet.configs.common, predet.d2
 from predet.engine.config import load_config
 from predet.ops import extension
-assert not predet.__file__.startswith({root!r}), predet.__file__
+for module in (predet, predet.projects.deformable_detr, predet.configs.common):
+    assert not module.__file__.startswith({root!r}), module.__file__
 assert load_config("configs/tiny/deformable_detr.py", []).model.queries.num_queries == 50
 print("native", extension.available("ms_deform_attn"))
 """
@@ -37,7 +42,10 @@ def run(*command: str | Path, cwd: Path, **env: str) -> str:
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("sdist")
-    run(sys.executable, "-m", "build", "--sdist", "--outdir", target, ROOT, cwd=target)
+    # From a copy: building writes beside the sources, where another process may be at it too.
+    leave = shutil.ignore_patterns(".*", "build", "dist", "output", "datasets", "*.egg-info")
+    copy = shutil.copytree(ROOT, target / "copy", ignore=leave)
+    run(sys.executable, "-m", "build", "--sdist", "--outdir", target, copy, cwd=target)
     return next(target.glob("predet-*.tar.gz"))
 
 
