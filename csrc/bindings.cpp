@@ -7,6 +7,7 @@
 
 #include "common/checks.h"
 #include "common/cpu_features.h"
+#include "hungarian/bindings.h"
 #include "ms_deform_attn/bindings.h"
 #include "selective_search/bindings.h"
 #if defined(PREDET_WITH_CUDA)
@@ -62,6 +63,7 @@ PYBIND11_MODULE(_C, module) {
              "Those that were compiled and that this processor runs, slowest first.");
   module.def("instruction_set", [] { return predet::name_of(predet::instruction_set()); });
   module.def("use_instruction_set", &use_instruction_set, "For tests and benchmarks.");
+  predet::hungarian::bind(module);
   predet::ms_deform_attn::bind(module);
   predet::selective_search::bind(module);
 }

@@ -5,18 +5,11 @@ from __future__ import annotations
 import logging
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from predet.modeling.targets import Targets
-from predet.ops.matching import (
-    CLASSIFICATIONS,
-    Classification,
-    linear_sum_assignment,
-    matching_cost,
-    replace_non_finite,
-)
+from predet.ops.matching import CLASSIFICATIONS, Classification, match
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +28,9 @@ class Matches(NamedTuple):
 class HungarianMatcher(nn.Module):
     """Optimal one-to-one matching of each image's targets to its queries, layer by layer.
 
+    Costs that are not finite are counted where they arise. On a GPU the counts are read only now
+    and then, for reading makes the host wait for the device.
+
     Args:
         classification: "softmax" or "focal", what the logits mean.
         class_cost: weight of the class cost.
@@ -42,7 +38,8 @@ class HungarianMatcher(nn.Module):
         giou_cost: weight of the generalised IoU.
         focal_alpha: of the focal class cost.
         focal_gamma: of the focal class cost.
-        max_bad_steps: consecutive calls with costs that are not finite before it is an error.
+        max_bad_steps: steps in a row with costs that are not finite before it is an error.
+        read_period: on a GPU, after how many calls the counts are read.
     """
 
     def __init__(
@@ -55,6 +52,7 @@ class HungarianMatcher(nn.Module):
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
         max_bad_steps: int = 20,
+        read_period: int = 20,
     ) -> None:
         super().__init__()
         if classification not in CLASSIFICATIONS:
@@ -70,8 +68,11 @@ class HungarianMatcher(nn.Module):
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.max_bad_steps = max_bad_steps
-        self.num_bad_costs = 0  # since the matcher was made
-        self.bad_steps = 0  # in a row
+        self.read_period = read_period
+        self.num_bad_costs = 0  # since the matcher was made, as far as counts have been read
+        # By the number of layers, which tells the calls of one step (decoder, encoder) apart.
+        self._bad_in_a_row: dict[int, int] = {}
+        self._unread: list[Tensor] = []
         self._announced = False
 
     @torch.no_grad()
@@ -86,7 +87,7 @@ class HungarianMatcher(nn.Module):
         Raises:
             ValueError: shapes do not fit; or costs were not finite `max_bad_steps` times running.
         """
-        cost = matching_cost(
+        assignment = match(
             logits,
             boxes,
             targets.classes,
@@ -99,27 +100,44 @@ class HungarianMatcher(nn.Module):
             focal_alpha=self.focal_alpha,
             focal_gamma=self.focal_gamma,
         )
-        # The only wait for the device in a training step, one for all layers.
-        cost, bad = replace_non_finite(cost.cpu().numpy())
-        self._count_bad_costs(bad, targets)
-        query = linear_sum_assignment(cost, targets.counts)
-        return _to_matches(query, targets.counts, boxes.device)
+        self._unread.append(assignment.num_bad)
+        if not logits.is_cuda or len(self._unread) >= self.read_period:
+            self.read_bad_costs()
+        return _to_matches(assignment.query_of_target, targets.counts, logits.shape[2])
 
-    def _count_bad_costs(self, bad: np.ndarray, targets: Targets) -> None:
-        """A few bad costs need not end a run, so they are replaced, but never in silence."""
-        if not bad.any():
-            self.bad_steps = 0
+    def read_bad_costs(self) -> None:
+        """Go through the counts of the calls since they were last read.
+
+        A few bad costs need not end a run, so they are matched last, but never in silence.
+
+        Raises:
+            ValueError: costs were not finite `max_bad_steps` times running.
+        """
+        unread, self._unread = self._unread, []
+        if not unread:
             return
-        self.num_bad_costs += int(bad.sum())
-        self.bad_steps += 1
-        layer, row = (int(index[0]) for index in bad.nonzero())
-        image = int(np.searchsorted(np.cumsum(targets.counts), row, side="right"))
+        # One copy, and so one wait for the device, for all of them.
+        numbers = torch.cat([num_bad.flatten() for num_bad in unread]).cpu()
+        for num_bad, own in zip(unread, numbers.split([x.numel() for x in unread]), strict=True):
+            self._judge(own.view(num_bad.shape))
+
+    def _judge(self, num_bad: Tensor) -> None:
+        """num_bad: (L, B), of one call."""
+        layers = num_bad.shape[0]
+        total = int(num_bad.sum())
+        if total == 0:
+            self._bad_in_a_row[layers] = 0
+            return
+        self.num_bad_costs += total
+        self._bad_in_a_row[layers] = self._bad_in_a_row.get(layers, 0) + 1
+        layer, image = num_bad.nonzero()[0].tolist()
         message = (
             f"matching costs of layer {layer}, image {image} of the batch are not finite "
-            f"({int(bad.sum())} costs in this step): predictions have overflowed or are NaN"
+            f"({total} costs in this step): predictions have overflowed or are NaN"
         )
-        if self.bad_steps >= self.max_bad_steps:
-            raise ValueError(f"{message}; {self.bad_steps} steps in a row, giving up")
+        in_a_row = self._bad_in_a_row[layers]
+        if in_a_row >= self.max_bad_steps:
+            raise ValueError(f"{message}; {in_a_row} steps in a row, giving up")
         if not self._announced:
             logger.warning(
                 "%s. Such pairs are matched last. Said once; an error after %d steps in a row.",
@@ -129,15 +147,16 @@ class HungarianMatcher(nn.Module):
             self._announced = True
 
 
-def _to_matches(
-    query_of_target: np.ndarray, counts: tuple[int, ...], device: torch.device
-) -> Matches:
-    """(L, M) query of each target, -1 = none -> matched pairs on the device."""
+def _to_matches(query_of_target: Tensor, counts: tuple[int, ...], num_queries: int) -> Matches:
+    """(L, M) query of each target, -1 = none -> matched pairs, without waiting for the device."""
     layers, total = query_of_target.shape
-    image = np.repeat(np.arange(len(counts)), counts)
-    matched = query_of_target >= 0  # as many in each layer, not always the same ones
-    target = np.broadcast_to(np.arange(total), (layers, total))[matched].reshape(layers, -1)
-    query = query_of_target[matched].reshape(layers, -1)
-    pairs = np.concatenate([image[target[:1]], query, target])  # one copy to the device
-    pairs = torch.from_numpy(np.ascontiguousarray(pairs)).to(device, non_blocking=True)
-    return Matches(pairs[0], pairs[1 : 1 + layers], pairs[1 + layers :])
+    matched = [min(count, num_queries) for count in counts]
+    image = torch.arange(len(counts)).repeat_interleave(torch.tensor(matched, dtype=torch.int64))
+    image = image.to(query_of_target.device, non_blocking=True)
+    if sum(matched) == total:
+        target = torch.arange(total, device=query_of_target.device).expand(layers, total)
+        return Matches(image, query_of_target, target)
+    # As many in each layer and image, not always the same ones: those first, in their order.
+    left_over = (query_of_target < 0).to(torch.uint8)
+    target = left_over.sort(dim=1, stable=True).indices[:, : sum(matched)]
+    return Matches(image, query_of_target.gather(1, target), target)

@@ -24,7 +24,7 @@ DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.floa
 # Compiled for these and newer ones; older GPUs run the references.
 OLDEST_CUDA_CAPABILITY = (8, 0)
 
-_OPERATORS = frozenset({"ms_deform_attn", "selective_search"})
+_OPERATORS = frozenset({"matching", "ms_deform_attn", "selective_search"})
 
 _NOT_BUILT = (
     "the native extension is not built (install a C++17 compiler and repeat `pip install -v`, "

@@ -5,6 +5,14 @@ never the matrix of all queries against the targets of the whole batch. All deco
 done in one call. Class scores are gathered for the targets' classes before anything is computed
 from them.
 
+`match` goes from predictions to pairs; `linear_sum_assignment` solves costs that are given. Both
+run the loops of csrc/hungarian (registered in matching_native.py), and the references below, on
+PyTorch and scipy, where those are not built or do not know the device. Costs are fp32 whatever the
+autocast state, the solver's duals fp64, so assignments are optimal for the fp32 costs. The native
+costs differ from `matching_cost` in the class part alone, by less than 1e-5 of its weight where a
+probability is not within 1e-4 of 0 or 1; there the native ones are the more accurate. Equal costs:
+the native solver prefers the query of lower index, whatever the device, processor and threads.
+
 Layout: the targets of a batch lie one after the other, image by image; `counts` says how many each
 image has. A cost block is (targets, queries): the solver is fastest with the shorter side first.
 
@@ -14,12 +22,15 @@ Legend: L decoder layers, B images, Q queries, K logits, M targets of the whole 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import scipy.optimize
 import torch
 from torch import Tensor
+
+from predet.ops import extension
+from predet.ops.matching_native import linear_sum_assignment_native, match_native
 
 Classification = Literal["softmax", "focal"]
 
@@ -28,6 +39,113 @@ CLASSIFICATIONS: tuple[Classification, ...] = ("softmax", "focal")
 # Stands for a cost that is not finite: such a pair is matched only if nothing else is left. Real
 # costs are below 1e3, and the solver computes in fp64.
 BAD_COST = 1e9
+
+Array = TypeVar("Array", np.ndarray, Tensor)
+
+
+class Assignment(NamedTuple):
+    """Which query each target has, on the device of the predictions.
+
+    With `copies` > 1 an image's targets come copy after copy, as if they had been repeated.
+    """
+
+    query_of_target: Tensor  # (L, copies * M) int64; -1: left over, for want of queries
+    num_bad: Tensor  # (L, B) int64: costs that were not finite and counted as BAD_COST
+
+
+@torch.no_grad()
+def match(
+    logits: Tensor,
+    boxes: Tensor,
+    target_classes: Tensor,
+    target_boxes: Tensor,
+    counts: Sequence[int],
+    *,
+    classification: Classification,
+    class_cost: float,
+    bbox_cost: float,
+    giou_cost: float,
+    focal_alpha: float = 0.25,
+    focal_gamma: float = 2.0,
+    copies: int = 1,
+) -> Assignment:
+    """Assign each target to a query of its own image at the lowest total cost, in all layers.
+
+    The cost is that of `matching_cost`, and so are the arguments. On CUDA nothing waits for the
+    device.
+
+    Args:
+        copies: how many queries each target gets (H-DETR's one-to-many matching, section 3.2).
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit together, `classification` is unknown, or
+            (but for CUDA, where such a target's costs count as bad) a class is not in [0, K).
+    """
+    _check(logits, boxes, target_classes, target_boxes, counts)
+    _check_classification(classification)
+    if copies < 1 or copies * sum(counts) >= 2**31:
+        raise ValueError(
+            f"matching: copies must be at least 1 and give less than 2^31 targets, got {copies}"
+        )
+    weights = (class_cost, bbox_cost, giou_cost, focal_alpha, focal_gamma)
+    run = match_reference
+    if extension.supports("matching", logits.device, logits.dtype):
+        run = _match_native
+    return run(logits, boxes, target_classes, target_boxes, counts, classification, weights, copies)
+
+
+def match_reference(
+    logits: Tensor,
+    boxes: Tensor,
+    target_classes: Tensor,
+    target_boxes: Tensor,
+    counts: Sequence[int],
+    classification: Classification,
+    weights: tuple[float, float, float, float, float],
+    copies: int,
+) -> Assignment:
+    """`match` by `matching_cost` and scipy; waits for the device once."""
+    image_rows = torch.arange(sum(counts)).split(list(counts))
+    rows = [row for image in image_rows for row in (image,) * copies]
+    index = torch.cat(rows).to(boxes.device) if rows else torch.arange(0, device=boxes.device)
+    counts = [count * copies for count in counts]
+    class_cost, bbox_cost, giou_cost, focal_alpha, focal_gamma = weights
+    cost = matching_cost(
+        logits,
+        boxes,
+        target_classes[index],
+        target_boxes[index],
+        counts,
+        classification=classification,
+        class_cost=class_cost,
+        bbox_cost=bbox_cost,
+        giou_cost=giou_cost,
+        focal_alpha=focal_alpha,
+        focal_gamma=focal_gamma,
+    )
+    clean, bad = replace_non_finite(cost.cpu().numpy())
+    query_of_target = linear_sum_assignment_reference(clean, counts)
+    num_bad = [part.sum(axis=1) // copies for part in np.split(bad, np.cumsum(counts)[:-1], axis=1)]
+    return Assignment(
+        torch.from_numpy(query_of_target).to(boxes.device),
+        torch.from_numpy(np.stack(num_bad, axis=1)).to(boxes.device),
+    )
+
+
+def _match_native(
+    logits: Tensor,
+    boxes: Tensor,
+    target_classes: Tensor,
+    target_boxes: Tensor,
+    counts: Sequence[int],
+    classification: Classification,
+    weights: tuple[float, float, float, float, float],
+    copies: int,
+) -> Assignment:
+    softmax = classification == "softmax"
+    return Assignment(
+        *match_native(logits, boxes, target_classes, target_boxes, counts, copies, softmax, weights)
+    )
 
 
 def matching_cost(
@@ -64,34 +182,55 @@ def matching_cost(
         ValueError: shapes do not fit together, or `classification` is unknown.
     """
     _check(logits, boxes, target_classes, target_boxes, counts)
-    image = torch.from_numpy(np.repeat(np.arange(len(counts)), counts)).to(boxes.device)
+    _check_classification(classification)
+    image = torch.arange(len(counts)).repeat_interleave(torch.tensor(list(counts))).to(boxes.device)
     with torch.no_grad(), torch.autocast(boxes.device.type, enabled=False):
         if classification == "softmax":
             score = _softmax_cost(logits, image, target_classes)
-        elif classification == "focal":
-            score = _focal_cost(logits, image, target_classes, focal_alpha, focal_gamma)
         else:
-            raise ValueError(
-                f"classification must be one of {CLASSIFICATIONS}, got {classification!r}"
-            )
+            score = _focal_cost(logits, image, target_classes, focal_alpha, focal_gamma)
         l1, giou = _box_costs(boxes, image, target_boxes)
         return class_cost * score + bbox_cost * l1 + giou_cost * giou
 
 
-def linear_sum_assignment(cost: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-    """Solve every (layer, image) block of a cost array for itself.
+def linear_sum_assignment(cost: Array, counts: Sequence[int]) -> Array:
+    """Solve every (layer, image) block of costs for itself.
 
     Args:
-        cost: (L, M, Q), finite; rows are targets, grouped by image as `counts` says.
+        cost: (L, M, Q), array or tensor, finite; rows are targets, grouped by image as `counts`
+            says. Computed in fp64 from fp32 or fp64; other dtypes are widened.
         counts: targets of each image; sums to M.
 
     Returns:
         (L, M) int64: the query of each target, -1 where an image has more targets than
         queries and this one is left over. Queries are distinct within an image.
+
+    Raises:
+        ValueError: shapes do not fit, or a cost is not finite (but for CUDA, where waiting for the
+            device to tell would be needed: such a cost counts as BAD_COST).
     """
+    tensor = cost if isinstance(cost, Tensor) else torch.from_numpy(np.require(cost, None, "W"))
+    if tensor.ndim != 3 or sum(counts) != tensor.shape[1]:
+        raise ValueError(
+            f"cost must be (L, M, Q) with M = {sum(counts)} (counts {list(counts)}), got "
+            f"{tuple(tensor.shape)}"
+        )
+    if extension.supports("matching", tensor.device, torch.float32):
+        query_of_target, num_bad = linear_sum_assignment_native(tensor, counts)
+        if not tensor.is_cuda and num_bad.any():
+            raise ValueError(
+                f"{int(num_bad.sum())} costs are not finite, the first of layer and image "
+                f"{num_bad.nonzero()[0].tolist()}"
+            )
+    else:
+        found = linear_sum_assignment_reference(tensor.detach().cpu().double().numpy(), counts)
+        query_of_target = torch.from_numpy(found).to(tensor.device)
+    return query_of_target if isinstance(cost, Tensor) else query_of_target.numpy()
+
+
+def linear_sum_assignment_reference(cost: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """`linear_sum_assignment` of an array by scipy, block by block."""
     layers, total, _ = cost.shape
-    if sum(counts) != total:
-        raise ValueError(f"cost has {total} targets, but counts {list(counts)} sum {sum(counts)}")
     query_of_target = np.full((layers, total), -1, dtype=np.int64)
     for layer in range(layers):
         start = 0
@@ -166,6 +305,11 @@ def _corners(planes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _extent(low: Tensor, high: Tensor) -> Tensor:
     return (high - low).clamp_(min=0)
+
+
+def _check_classification(classification: str) -> None:
+    if classification not in CLASSIFICATIONS:
+        raise ValueError(f"classification must be one of {CLASSIFICATIONS}, got {classification!r}")
 
 
 def _check(
