@@ -28,6 +28,8 @@ Kernels choose_kernels(DType type) {
   }
 }
 
+constexpr int64_t kQueriesOfTurn = 32;
+
 // Packing reads and writes each pixel once; sampling without it pays for each of 4 Q L P pixels.
 // Kernels count in 32 bits, which may be too few for an unpacked head.
 bool packing_pays(const Problem& p) {
@@ -84,6 +86,17 @@ class Run {
     task.value_stride = p_.channels;
   }
 
+  // How many queries to take at a time, so that all threads have work to the end.
+  int64_t queries_of_turn(int64_t queries) const {
+    const int64_t wanted = threads_ == 1 ? kQueriesOfTurn : queries / (int64_t(threads_) * 4);
+    return std::max<int64_t>(4, std::min(wanted, kQueriesOfTurn));
+  }
+
+  void take_turn(HeadTask& task, int64_t turn, int64_t queries) const {
+    task.first_query = turn * queries;
+    task.last_query = std::min(p_.queries, task.first_query + queries);
+  }
+
   // Of each head, how many parts to make so that all threads have work to the end.
   int64_t parts_of(int64_t heads, int64_t items) const {
     const int64_t wanted = (int64_t(threads_) * 8 + heads - 1) / heads;
@@ -112,15 +125,18 @@ class Forward : Run {
   }
 
  private:
+  // All heads of a few queries, then the next ones: heads look at pixels that lie side by side.
   void unpacked() {
+    const int64_t each = queries_of_turn(p_.batch * p_.queries);
+    const int64_t turns = (p_.queries + each - 1) / each;
     Buffer scratch(scratch_bytes_ * threads_);
-    const int64_t parts = threads_ == 1 ? 1 : parts_of(heads_, p_.queries);
-    parallel_for(heads_ * parts, threads_, [&](int64_t i, int worker) {
-      HeadTask task = task_of(i / parts, scratch.at(scratch_bytes_ * worker));
-      const Share queries(p_.queries, i % parts, parts);
-      task.first_query = queries.first;
-      task.last_query = queries.last;
-      k_.forward(p_, task);
+    parallel_for(p_.batch * turns, threads_, [&](int64_t i, int worker) {
+      for (int64_t head = 0; head < p_.heads; ++head) {
+        HeadTask task =
+            task_of(i / turns * p_.heads + head, scratch.at(scratch_bytes_ * worker));
+        take_turn(task, i % turns, each);
+        k_.forward(p_, task);
+      }
     });
   }
 
@@ -178,7 +194,11 @@ class Backward : Run {
   void run() {
     if (want_value_ && !packed_) clear_gradient();
     if (whole_heads_fill(heads_, threads_)) {
-      whole_heads();
+      if (packed_) {
+        whole_heads();
+      } else {
+        unpacked_heads();
+      }
     } else {
       split_heads();
     }
@@ -244,9 +264,26 @@ class Backward : Run {
       char* own = buffer.at(each * worker);
       char* value = own + scratch_bytes_;
       char* gradient = value + value_bytes();
-      if (packed_) pack(head, all, value, gradient);
+      pack(head, all, value, gradient);
       k_.backward(p_, backward_task(head, own, value, gradient));
-      if (packed_ && want_value_) unpack(head, all, gradient);
+      if (want_value_) unpack(head, all, gradient);
+    });
+  }
+
+  // Each thread some heads, a few queries at a time, as in the forward pass.
+  void unpacked_heads() {
+    Buffer scratch(scratch_bytes_ * threads_);
+    const int64_t groups = std::min<int64_t>(heads_, threads_);
+    parallel_for(groups, threads_, [&](int64_t group, int worker) {
+      const Share heads(heads_, group, groups);
+      for (int64_t turn = 0; turn * kQueriesOfTurn < p_.queries; ++turn) {
+        for (int64_t head = heads.first; head < heads.last; ++head) {
+          HeadTask task =
+              backward_task(head, scratch.at(scratch_bytes_ * worker), nullptr, nullptr);
+          take_turn(task, turn, kQueriesOfTurn);
+          k_.backward(p_, task);
+        }
+      }
     });
   }
 
