@@ -183,7 +183,7 @@ def peak_memory(image: np.ndarray, mode: str) -> dict[str, Any]:
             )
             used[which] = round(float(answer.stdout))
     return {"value": used["by_predet"], "unit": "bytes a pixel", "mode": mode, "size": 1200,
-            "opencv": used["by_opencv"]}  # fmt: skip
+            "opencv_bytes": used["by_opencv"]}  # fmt: skip
 
 
 def tool_speed(images: dict[str, np.ndarray], copies: int) -> dict[str, Any]:
