@@ -237,7 +237,7 @@ def test_two_processes_give_the_result_of_one_on_both(
 ) -> None:
     truth, results = case(2, random_truth, random_results)
     expected = evaluate(Replay(results), batches(truth), COCOEvaluator(dataset=make_dataset(truth)))
-    launch(run_on_two, 2, args=(truth, results, str(tmp_path)))
+    launch(run_on_two, 2, dist_url="auto", args=(truth, results, str(tmp_path)))
     for rank in (0, 1):
         got = json.loads((tmp_path / f"{rank}.json").read_text())
         assert got == pytest.approx(expected, nan_ok=True)

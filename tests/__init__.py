@@ -1,0 +1,1 @@
+"""A package, so that processes started by tests import from here and from no other `tests`."""
