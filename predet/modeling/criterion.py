@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from predet.modeling.matcher import HungarianMatcher, Matches
-from predet.modeling.outputs import DetectorOutput
+from predet.modeling.outputs import DetectorOutput, EncoderOutput
 from predet.modeling.targets import Targets
 from predet.ops.boxes import cxcywh_to_xyxy, generalized_box_iou
 from predet.ops.matching import Classification
@@ -75,6 +75,26 @@ class SetCriterion(nn.Module):
         num_boxes = average_num_boxes(targets, output.boxes.device)
         if matches is None:
             matches = self.match(output, targets)
+        losses = self.layer_losses(output, targets, matches, num_boxes)
+        if output.encoder is not None:
+            losses |= self._encoder_losses(output.encoder, targets, num_boxes)
+        return losses
+
+    def match(self, output: DetectorOutput, targets: Targets) -> Matches:
+        """The matching of all decoder layers."""
+        return self.matcher(output.logits, output.boxes, targets)
+
+    def layer_losses(
+        self, output: DetectorOutput, targets: Targets, matches: Matches, num_boxes: Tensor
+    ) -> dict[str, Tensor]:
+        """Weighted losses of all decoder layers by name, for matches made before.
+
+        Args:
+            output: of the detector, on the whole batch.
+            targets: of the same images.
+            matches: of the decoder layers.
+            num_boxes: scalar that box losses and the focal loss are divided by.
+        """
         per_layer = self._losses(output.logits, output.boxes, targets, matches, num_boxes)
         last = len(output.boxes) - 1
         losses = {
@@ -82,17 +102,19 @@ class SetCriterion(nn.Module):
             for name, values in per_layer.items()
             for layer, value in enumerate(values)
         }
-        if output.encoder is not None:
-            logits, boxes = output.encoder.logits[None], output.encoder.boxes[None]
-            objects = targets.of_class_zero()
-            matches = self.matcher(logits, boxes, objects)
-            encoder = self._losses(logits, boxes, objects, matches, num_boxes)
-            losses |= {f"{name}_enc": values[0] for name, values in encoder.items()}
-        return {name: self.weights[base_name(name)] * value for name, value in losses.items()}
+        return self._weigh(losses)
 
-    def match(self, output: DetectorOutput, targets: Targets) -> Matches:
-        """The matching of all decoder layers."""
-        return self.matcher(output.logits, output.boxes, targets)
+    def _encoder_losses(
+        self, encoder: EncoderOutput, targets: Targets, num_boxes: Tensor
+    ) -> dict[str, Tensor]:
+        logits, boxes = encoder.logits[None], encoder.boxes[None]
+        objects = targets.of_class_zero()
+        matches = self.matcher(logits, boxes, objects)
+        losses = self._losses(logits, boxes, objects, matches, num_boxes)
+        return self._weigh({f"{name}_enc": values[0] for name, values in losses.items()})
+
+    def _weigh(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: self.weights[base_name(name)] * value for name, value in losses.items()}
 
     def _losses(
         self, logits: Tensor, boxes: Tensor, targets: Targets, matches: Matches, num_boxes: Tensor

@@ -78,12 +78,17 @@ class ProposalQueries(nn.Module):
         self.pos_trans_norm = nn.LayerNorm(2 * hidden_dim)
         xavier_init(self)
 
+    @property
+    def num_taken(self) -> int:
+        """Proposals taken in this mode, training or not."""
+        return self.num_queries
+
     def forward(
         self, memory: Memory, class_head: nn.Module, box_head: nn.Module
     ) -> tuple[Queries, EncoderOutput]:
         """Propose with the encoder's heads and take the best."""
         encoder, usable = self.propose(memory, class_head, box_head)
-        best = best_proposals(encoder.logits, usable, self.num_queries)
+        best = best_proposals(encoder.logits, usable, self.num_taken)
         references = encoder.boxes.detach().gather(1, best[..., None].expand(-1, -1, 4))
         return self.encode(references), encoder
 
