@@ -151,3 +151,17 @@ def test_files_stay_small_and_name_no_machine() -> None:
             found = private.search(path.read_text(errors="replace"))
             if path != Path(__file__).resolve():
                 assert not found, f"{path} names {found.group(0)}"
+
+
+def test_tests_named_in_the_parity_page_exist() -> None:
+    """`file::test`, files by their names alone."""
+    page = (ROOT / "docs/parity.md").read_text()
+    named = set(re.findall(r"(test_\w+\.py)::(test_\w+)", page))
+    defined = {
+        (path.name, node.name)
+        for path in python_files("tests")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert len(named) > 40
+    assert not named - defined
