@@ -161,9 +161,12 @@ def base_name(name: str) -> str:
     return re.sub(r"_(\d+|enc)$", "", name)
 
 
-def average_num_boxes(targets: Targets, device: torch.device) -> Tensor:
-    """Targets of the batch, averaged over all processes, at least 1; a scalar on `device`."""
-    total = torch.tensor(float(sum(targets.counts)), device=device)
+def average_num_boxes(targets: Targets, device: torch.device, copies: int = 1) -> Tensor:
+    """Targets of the batch, each `copies` times, averaged over all processes, at least 1.
+
+    A scalar on `device`.
+    """
+    total = torch.tensor(float(copies * sum(targets.counts)), device=device)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(total)
         total = total / torch.distributed.get_world_size()

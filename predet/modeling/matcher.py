@@ -15,9 +15,9 @@ logger = logging.getLogger(__name__)
 
 
 class Matches(NamedTuple):
-    """Matched pairs of every layer: P = sum over images of min(queries, targets), of each layer.
+    """Matched pairs of every layer: P = sum over images of min(queries, copies * targets).
 
-    Pairs are sorted by image, then by target.
+    Pairs are sorted by image, then by copy, then by target.
     """
 
     image: Tensor  # (P,) int64, the same in every layer
@@ -26,7 +26,7 @@ class Matches(NamedTuple):
 
 
 class HungarianMatcher(nn.Module):
-    """Optimal one-to-one matching of each image's targets to its queries, layer by layer.
+    """Optimal matching of each image's targets to its queries, layer by layer.
 
     Costs that are not finite are counted where they arise. On a GPU the counts are read only now
     and then, for reading makes the host wait for the device.
@@ -70,19 +70,21 @@ class HungarianMatcher(nn.Module):
         self.max_bad_steps = max_bad_steps
         self.read_period = read_period
         self.num_bad_costs = 0  # since the matcher was made, as far as counts have been read
-        # By the number of layers, which tells the calls of one step (decoder, encoder) apart.
-        self._bad_in_a_row: dict[int, int] = {}
-        self._unread: list[Tensor] = []
+        # By layers and copies, which tell the calls of one step (decoder, encoder, ...) apart.
+        self._bad_in_a_row: dict[tuple[int, int], int] = {}
+        self._unread: list[tuple[int, Tensor]] = []  # copies and counts of each call
         self._announced = False
 
     @torch.no_grad()
-    def forward(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Matches:
+    def forward(self, logits: Tensor, boxes: Tensor, targets: Targets, copies: int = 1) -> Matches:
         """Match all layers at once.
 
         Args:
             logits: (L, B, Q, K).
             boxes: (L, B, Q, 4), cxcywh in [0, 1].
             targets: of the B images.
+            copies: queries that each target gets (one-to-many matching), as if every image's
+                targets had been repeated so often.
 
         Raises:
             ValueError: shapes do not fit; or costs were not finite `max_bad_steps` times running.
@@ -99,11 +101,12 @@ class HungarianMatcher(nn.Module):
             giou_cost=self.giou_cost,
             focal_alpha=self.focal_alpha,
             focal_gamma=self.focal_gamma,
+            copies=copies,
         )
-        self._unread.append(assignment.num_bad)
+        self._unread.append((copies, assignment.num_bad))
         if not logits.is_cuda or len(self._unread) >= self.read_period:
             self.read_bad_costs()
-        return _to_matches(assignment.query_of_target, targets.counts, logits.shape[2])
+        return _to_matches(assignment.query_of_target, targets.counts, logits.shape[2], copies)
 
     def read_bad_costs(self) -> None:
         """Go through the counts of the calls since they were last read.
@@ -117,25 +120,26 @@ class HungarianMatcher(nn.Module):
         if not unread:
             return
         # One copy, and so one wait for the device, for all of them.
-        numbers = torch.cat([num_bad.flatten() for num_bad in unread]).cpu()
-        for num_bad, own in zip(unread, numbers.split([x.numel() for x in unread]), strict=True):
-            self._judge(own.view(num_bad.shape))
+        numbers = torch.cat([num_bad.flatten() for _, num_bad in unread]).cpu()
+        parts = numbers.split([num_bad.numel() for _, num_bad in unread])
+        for (copies, num_bad), own in zip(unread, parts, strict=True):
+            self._judge(own.view(num_bad.shape), copies)
 
-    def _judge(self, num_bad: Tensor) -> None:
+    def _judge(self, num_bad: Tensor, copies: int) -> None:
         """num_bad: (L, B), of one call."""
-        layers = num_bad.shape[0]
+        call = (num_bad.shape[0], copies)
         total = int(num_bad.sum())
         if total == 0:
-            self._bad_in_a_row[layers] = 0
+            self._bad_in_a_row[call] = 0
             return
         self.num_bad_costs += total
-        self._bad_in_a_row[layers] = self._bad_in_a_row.get(layers, 0) + 1
+        self._bad_in_a_row[call] = self._bad_in_a_row.get(call, 0) + 1
         layer, image = num_bad.nonzero()[0].tolist()
         message = (
             f"matching costs of layer {layer}, image {image} of the batch are not finite "
             f"({total} costs in this step): predictions have overflowed or are NaN"
         )
-        in_a_row = self._bad_in_a_row[layers]
+        in_a_row = self._bad_in_a_row[call]
         if in_a_row >= self.max_bad_steps:
             raise ValueError(f"{message}; {in_a_row} steps in a row, giving up")
         if not self._announced:
@@ -147,16 +151,27 @@ class HungarianMatcher(nn.Module):
             self._announced = True
 
 
-def _to_matches(query_of_target: Tensor, counts: tuple[int, ...], num_queries: int) -> Matches:
-    """(L, M) query of each target, -1 = none -> matched pairs, without waiting for the device."""
+def _to_matches(
+    query_of_target: Tensor, counts: tuple[int, ...], num_queries: int, copies: int
+) -> Matches:
+    """(L, copies * M) query of each target, -1 = none -> pairs, without waiting for the device."""
     layers, total = query_of_target.shape
-    matched = [min(count, num_queries) for count in counts]
+    device = query_of_target.device
+    matched = [min(copies * count, num_queries) for count in counts]
     image = torch.arange(len(counts)).repeat_interleave(torch.tensor(matched, dtype=torch.int64))
-    image = image.to(query_of_target.device, non_blocking=True)
+    image = image.to(device, non_blocking=True)
+    target = _target_of_copy(counts, copies, device).expand(layers, total)
     if sum(matched) == total:
-        target = torch.arange(total, device=query_of_target.device).expand(layers, total)
         return Matches(image, query_of_target, target)
     # As many in each layer and image, not always the same ones: those first, in their order.
     left_over = (query_of_target < 0).to(torch.uint8)
-    target = left_over.sort(dim=1, stable=True).indices[:, : sum(matched)]
-    return Matches(image, query_of_target.gather(1, target), target)
+    pair = left_over.sort(dim=1, stable=True).indices[:, : sum(matched)]
+    return Matches(image, query_of_target.gather(1, pair), target.gather(1, pair))
+
+
+def _target_of_copy(counts: tuple[int, ...], copies: int, device: torch.device) -> Tensor:
+    """(copies * M,) which target each entry of an assignment with copies stands for."""
+    if copies == 1:
+        return torch.arange(sum(counts), device=device)
+    images = torch.arange(sum(counts)).split(list(counts))
+    return torch.cat([rows.repeat(copies) for rows in images]).to(device, non_blocking=True)

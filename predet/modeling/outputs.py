@@ -34,9 +34,11 @@ class DetectorOutput(NamedTuple):
     logits: Tensor  # (L, B, Q, K)
     boxes: Tensor  # (L, B, Q, 4), fp32 cxcywh in [0, 1] of the unpadded image
     encoder: EncoderOutput | None = None
+    # Of further queries that share the targets among several, in training only (H-DETR).
+    one_to_many: DetectorOutput | None = None
 
     def select(self, queries: slice) -> DetectorOutput:
-        """The output of some of the queries, with no encoder output."""
+        """The output of some of these queries alone: without encoder and further queries."""
         return DetectorOutput(
             self.hidden[:, :, queries], self.logits[:, :, queries], self.boxes[:, :, queries]
         )

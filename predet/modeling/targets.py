@@ -22,13 +22,6 @@ class Targets(NamedTuple):
         """The same boxes, all labelled 0: targets of the class-agnostic encoder head."""
         return self._replace(classes=torch.zeros_like(self.classes))
 
-    def repeat(self, times: int) -> Targets:
-        """Each image's targets `times` times over, as the one-to-many matching of H-DETR wants."""
-        image_rows = torch.arange(len(self.classes)).split(list(self.counts))
-        rows = torch.cat([r.repeat(times) for r in image_rows]).to(self.classes.device)
-        counts = tuple(count * times for count in self.counts)
-        return Targets(self.classes[rows], self.boxes[rows], counts)
-
 
 def prepare_targets(
     batch: Sequence[Mapping[str, Any]], num_classes: int, device: torch.device

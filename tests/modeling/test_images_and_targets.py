@@ -106,10 +106,9 @@ def test_training_without_labels_is_named():
         prepare_targets([{"image": torch.zeros(3, 4, 4)}], 3, torch.device("cpu"))
 
 
-def test_repeated_targets_stay_with_their_image():
+def test_all_targets_can_be_of_class_zero():
     targets = Targets(torch.tensor([4, 5, 6]), torch.arange(12.0).view(3, 4), (2, 0, 1))
-    repeated = targets.repeat(2)
-    assert repeated.classes.tolist() == [4, 5, 4, 5, 6, 6]
-    assert repeated.boxes[:, 0].tolist() == [0, 4, 0, 4, 8, 8]
-    assert repeated.counts == (4, 0, 2)
-    assert targets.of_class_zero().classes.tolist() == [0, 0, 0]
+    objects = targets.of_class_zero()
+    assert objects.classes.tolist() == [0, 0, 0]
+    assert torch.equal(objects.boxes, targets.boxes)
+    assert objects.counts == targets.counts
