@@ -9,16 +9,20 @@ random stages are no region encoder.
 from __future__ import annotations
 
 import logging
-import pickle
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-import torch
 import torchvision
 from torch import Tensor, nn
 
+from predet.layers.checkpointing import run_block
 from predet.layers.norm import NormName, freeze_batch_norm, norm_layer
+from predet.modeling.weights import (
+    depths_by_prefix,
+    load_whole,
+    read_state_dict,
+    refuse_random_frozen,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +49,7 @@ class ResNet(nn.Module):
         freeze_at: the first `freeze_at` stages are not trained; 0 = all are, 2 = the papers'.
         out_stages: whose maps are returned, ascending. Stages after the last are not built.
         dilation: stride 16 instead of 32 in stage 5, dilated (DC5); depth 50 and 101.
+        checkpointing: compute the activations of a residual block again in the backward pass.
         allow_random_frozen: accept frozen parts over random weights: for controls and tests, and
             where a checkpoint of the whole detector will be loaded.
     """
@@ -58,13 +63,19 @@ class ResNet(nn.Module):
         freeze_at: int = 2,
         out_stages: Sequence[int] = (5,),
         dilation: bool = False,
+        checkpointing: bool = False,
         allow_random_frozen: bool = False,
     ) -> None:
         super().__init__()
         out_stages = tuple(out_stages)
         _check(depth, out_stages, freeze_at, dilation)
         if weights is None and not allow_random_frozen:
-            _refuse_random_frozen(norm, freeze_at)
+            refuse_random_frozen(
+                "ResNet",
+                frozen_norm=norm == "frozen_bn",
+                freeze_at=freeze_at,
+                remedy="norm='gn' or 'bn'",
+            )
         network = torchvision.models.get_model(
             f"resnet{depth}",
             weights=None,
@@ -81,6 +92,7 @@ class ResNet(nn.Module):
             name = _layer_name(stage)
             self.add_module(name, getattr(network, name))
         self.out_stages = out_stages
+        self.checkpointing = checkpointing
         self.pretrained = weights is not None
         width = 64 if depth < 50 else 256
         self.channels = tuple(width * 2 ** (stage - 2) for stage in out_stages)
@@ -94,10 +106,21 @@ class ResNet(nn.Module):
         x = self.maxpool(self.relu(self.bn1(self.conv1(pixels))))
         maps = []
         for stage in range(STAGES[0], self.out_stages[-1] + 1):
-            x = getattr(self, _layer_name(stage))(x)
+            for block in getattr(self, _layer_name(stage)):
+                x = run_block(block, x, checkpointing=self.checkpointing)
             if stage in self.out_stages:
                 maps.append(x)
         return tuple(maps)
+
+    def layer_depths(self) -> dict[str, int]:
+        """How deep each parameter lies: 0 is the stem, then one more for each residual block."""
+        stages = range(STAGES[0], self.out_stages[-1] + 1)
+        blocks = [
+            f"{_layer_name(stage)}.{index}."
+            for stage in stages
+            for index in range(len(getattr(self, _layer_name(stage))))
+        ]
+        return depths_by_prefix(self, blocks)
 
     def _load(self, weights: str, depth: int, norm: str) -> None:
         if weights == "torchvision":
@@ -105,37 +128,17 @@ class ResNet(nn.Module):
             state = published.get_state_dict(progress=False, check_hash=True)
             source = str(published)
         else:
-            state, source = _read_state_dict(Path(weights)), weights
+            state, source = read_state_dict(weights, instead="None, 'torchvision'"), weights
         state = {name: tensor for name, tensor in state.items() if self._wants(name)}
-        if problems := self._misfits(state):
-            raise ValueError(
-                f"backbone weights {source} do not fit ResNet-{depth} with norm={norm!r}: "
-                + "; ".join(problems)
-            )
-        self.load_state_dict(state)
+        # Counts batches for a momentum that we do not use; frozen norms drop it.
+        counters = {n for n in {*self.state_dict(), *state} if n.endswith("num_batches_tracked")}
+        what = f"{source} do not fit ResNet-{depth} with norm={norm!r}"
+        load_whole(self, state, what=what, optional=counters)
         logger.info("backbone: %d tensors from %s", len(state), source)
 
     def _wants(self, name: str) -> bool:
         later = tuple(f"{_layer_name(s)}." for s in STAGES if s > self.out_stages[-1])
         return not _NOT_BACKBONE.match(name) and not name.startswith(later)
-
-    def _misfits(self, state: Mapping[str, Tensor]) -> list[str]:
-        """What keeps a state dict from loading, in words."""
-        own = self.state_dict()
-        # Counts batches for a momentum that we do not use; frozen norms drop it.
-        optional = {name for name in {*own, *state} if name.endswith("num_batches_tracked")}
-        kinds = {
-            "missing": own.keys() - state.keys() - optional,
-            "unexpected": state.keys() - own.keys() - optional,
-            "of another shape": {
-                name for name in own.keys() & state.keys() if own[name].shape != state[name].shape
-            },
-        }
-        return [
-            f"{len(names)} tensors {kind}, such as {min(names)}"
-            for kind, names in kinds.items()
-            if names
-        ]
 
     def _freeze(self, freeze_at: int) -> None:
         frozen = ["conv1", "bn1"] if freeze_at >= 1 else []
@@ -157,40 +160,3 @@ def _check(depth: int, out_stages: tuple[int, ...], freeze_at: int, dilation: bo
         raise ValueError(f"ResNet: freeze_at must be between 0 and 5, got {freeze_at}")
     if dilation and depth < 50:
         raise ValueError(f"ResNet: dilation needs depth 50 or 101, got {depth}")
-
-
-def _refuse_random_frozen(norm: str, freeze_at: int) -> None:
-    if norm == "frozen_bn":
-        problem = "frozen batch normalisation over random weights normalises nothing"
-        remedy = "norm='gn' or 'bn'"
-    elif freeze_at > 0:
-        problem = f"freeze_at={freeze_at} would freeze stages at their random weights"
-        remedy = "freeze_at=0"
-    else:
-        return
-    raise ValueError(
-        f"ResNet: {problem}. Give weights, or {remedy}; allow_random_frozen=True is for controls "
-        "and for detectors whose checkpoint is loaded afterwards."
-    )
-
-
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file by torchvision's names."""
-    if not path.is_file():
-        raise ValueError(
-            f"backbone weights must be None, 'torchvision' or a file, found none at {path}"
-        )
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state: Mapping = load_file(path)
-    else:
-        try:
-            # Refuses pickles that hold anything but tensors and plain containers.
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
-            raise ValueError(f"backbone weights {path} cannot be read: {error}") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}

@@ -1,0 +1,52 @@
+"""Activation checkpointing: memory for time (Chen et al., Sublinear Memory Cost, 2016)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+Result = TypeVar("Result")
+
+
+def run_block(block: Callable[..., Result], *inputs: Any, checkpointing: bool) -> Result:
+    """`block(*inputs)`; with `checkpointing` its activations are computed again in the backward.
+
+    Losses and gradients are the same to the bit: the second forward draws the same random numbers
+    (dropout, drop path) in the same autocast state, and does not count the batch again in the
+    running statistics of batch normalisation. Without gradients nothing changes.
+
+    Args:
+        block: a module, or a function of tensors without batch normalisation.
+        inputs: its arguments.
+        checkpointing: the option.
+    """
+    if not (checkpointing and torch.is_grad_enabled()):
+        return block(*inputs)
+    modules = block.modules() if isinstance(block, nn.Module) else ()
+    batch_norms = [module for module in modules if isinstance(module, _BatchNorm)]
+    if not batch_norms:
+        return checkpoint(block, *inputs, use_reentrant=False)
+
+    def contexts() -> tuple[Any, Any]:
+        return contextlib.nullcontext(), _without_statistics(batch_norms)
+
+    return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+@contextlib.contextmanager
+def _without_statistics(batch_norms: list[nn.Module]) -> Iterator[None]:
+    """In training mode: normalise by the batch as before, but do not count it again."""
+    tracking = [norm for norm in batch_norms if norm.training and norm.track_running_stats]
+    for norm in tracking:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in tracking:
+            norm.track_running_stats = True

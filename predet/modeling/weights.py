@@ -1,0 +1,109 @@
+"""Weights of a backbone from a file: read without running code, loaded only if all of it fits."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+def read_state_dict(path: str | Path, *, instead: str = "None") -> dict[str, Tensor]:
+    """Tensors of a file by name, without the wrappers `state_dict` and `model` and `module.`.
+
+    Args:
+        path: of a file that torch.save wrote, or of safetensors.
+        instead: what else could have been given, for the message.
+
+    Raises:
+        ValueError: there is no such file, or it holds anything but tensors and plain containers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"backbone weights must be {instead} or a file, found none at {path}")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        state: Mapping = load_file(path)
+    else:
+        try:
+            # Refuses pickles that hold anything but tensors and plain containers.
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+            raise ValueError(f"backbone weights {path} cannot be read: {error}") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def load_whole(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    what: str,
+    optional: Collection[str] = (),
+) -> None:
+    """Load a state dict of which nothing is missing, left over or of another shape.
+
+    Args:
+        module: receives the tensors.
+        state: by the module's own names.
+        what: source and receiver, for the message.
+        optional: names that may be missing on either side.
+
+    Raises:
+        ValueError: something does not fit; the message counts it and names an example.
+    """
+    own = module.state_dict()
+    kinds = {
+        "missing": own.keys() - state.keys() - set(optional),
+        "unexpected": state.keys() - own.keys() - set(optional),
+        "of another shape": {
+            name for name in own.keys() & state.keys() if own[name].shape != state[name].shape
+        },
+    }
+    problems = [
+        f"{len(names)} tensors {kind}, such as {min(names)}"
+        for kind, names in kinds.items()
+        if names
+    ]
+    if problems:
+        raise ValueError(f"backbone weights {what}: " + "; ".join(problems))
+    module.load_state_dict({name: state[name] for name in own if name in state}, strict=False)
+
+
+def depths_by_prefix(backbone: nn.Module, prefixes: Sequence[str]) -> dict[str, int]:
+    """Depth of each parameter: 1 + the index of the prefix that its name begins with, else 0."""
+    depths = {}
+    for name, _ in backbone.named_parameters():
+        found = (depth for depth, prefix in enumerate(prefixes, 1) if name.startswith(prefix))
+        depths[name] = next(found, 0)
+    return depths
+
+
+def refuse_random_frozen(who: str, *, frozen_norm: bool, freeze_at: int, remedy: str) -> None:
+    """Stop where frozen parts would keep random values; called for random weights only.
+
+    Args:
+        who: the backbone's name, for the message.
+        frozen_norm: whether batch normalisation has fixed statistics.
+        freeze_at: how many of the first stages are not trained.
+        remedy: what to set for a norm that works on random weights.
+
+    Raises:
+        ValueError: something would be frozen.
+    """
+    if frozen_norm:
+        problem = "frozen batch normalisation over random weights normalises nothing"
+    elif freeze_at > 0:
+        problem = f"freeze_at={freeze_at} would freeze stages at their random weights"
+        remedy = "freeze_at=0"
+    else:
+        return
+    raise ValueError(
+        f"{who}: {problem}. Give weights, or {remedy}; allow_random_frozen=True is for controls "
+        "and for detectors whose checkpoint is loaded afterwards."
+    )
