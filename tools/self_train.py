@@ -23,8 +23,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from predet.engine.chain import Stage, StageFailed, StageRecord, run_chain
 from predet.engine.log import setup_logging
+from predet.engine.stages import Stage, StageFailed, StageRecord, run_stages
 
 TOOLS = Path(__file__).resolve().parent
 METRICS = ("AP", "AP50", "AP75", "AR100")
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     setup_logging()
     output = Path(args.output)
     try:
-        records = run_chain(chain(args), output)
+        records = run_stages(chain(args), output / "stages")
     except (ValueError, StageFailed) as error:
         sys.exit(f"error: {error}")
     results = {name: read_results(output / name) for name in ("teacher", "finetune")}
@@ -72,9 +72,9 @@ def chain(args: argparse.Namespace) -> list[Stage]:
     )
     return [
         train(args, args.detector_config, teacher, labels, args.teacher),
-        Stage("pseudo_labels", label, store / "report.json"),
-        train(args, args.pretrain_config, pretrain, unlabeled, args.pretrain),
-        train(args, args.detector_config, finetune, labels | initial, args.finetune),
+        Stage("pseudo_labels", label, store / "report.json", ("teacher",)),
+        train(args, args.pretrain_config, pretrain, unlabeled, args.pretrain, "pseudo_labels"),
+        train(args, args.detector_config, finetune, labels | initial, args.finetune, "pretrain"),
         *pictures_of(args, teacher, store, pretrain, finetune, pictures),
     ]
 
@@ -97,7 +97,7 @@ def pictures_of(
     curves = tool("visualize.py", "curves", *runs, "--output", to / PICTURES[2])
     commands = (detections, labels, curves)
     return [
-        Stage(f"draw_{Path(name).stem}", command, to / name)
+        Stage(f"draw_{Path(name).stem}", command, to / name, ("finetune",))
         for name, command in zip(PICTURES, commands, strict=True)
     ]
 
@@ -108,6 +108,7 @@ def train(
     output: Path,
     keys: Mapping[str, object],
     more: Sequence[str],
+    *needs: str,
 ) -> Stage:
     """A training command that goes on where it stopped. Keys without a value are left alone."""
     overrides = [f"{key}={value}" for key, value in keys.items() if value is not None]
@@ -115,7 +116,7 @@ def train(
         *("lazyconfig_train_net.py", "--config-file", config, "--num-gpus", args.num_gpus),
         *("--resume", *overrides, f"train.output_dir={output}", *more),
     )
-    return Stage(output.name, command, output / "results.json")
+    return Stage(output.name, command, output / "results.json", needs)
 
 
 def tool(name: str, *arguments: object) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """AP of resampled test images: how far a result depends on which images happened to be in the test.
 
-Each image's detections are matched to its objects once, by pycocotools. A resample gives each image a weight, the number of times that it was drawn; AP of the
-resample is that of a data set in which every image stands that often. Only hits move the
-precision-recall curve, so the work is proportional to the number of detections plus that of hits.
+Each image's detections are matched to its objects once, by pycocotools. A resample gives each image
+a weight, the number of times that it was drawn; AP of the resample is that of a data set in which
+every image stands that often. Only hits move the precision-recall curve, so the work is
+proportional to the number of detections plus that of hits.
 """
 
 from __future__ import annotations
