@@ -36,10 +36,14 @@ SMALL = {
     "num_heads": 4,
     "num_queries": 12,
 }
+SMALL_SWIN = {"weights": None, "embed_dim": 8, "depths": [1, 2, 1, 1], "num_heads": [1, 1, 2, 2]}
 
 
 def shrink(node: DictConfig) -> None:
     """Reduce every width below `node`; `allow_random_frozen` is added to backbones."""
+    if "embed_dim" in node:
+        node.update(SMALL_SWIN)
+        return
     if "depth" in node:
         node.allow_random_frozen = True
     for key in list(node.keys()):
