@@ -22,10 +22,11 @@ import zlib
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_ALPHA_COLOR_TYPES = (4, 6)  # gray and RGB with an alpha channel
+_ORIENTATIONS_ON_SIDE = (5, 6, 7, 8)  # of EXIF: width and height change places
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")  # of Pillow
 
 
@@ -45,6 +46,23 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     except OSError as error:
         raise BadSampleError(f"{os.fspath(path)}: {error.strerror or error}") from error
     return decode_image(data, name=os.fspath(path))
+
+
+def read_image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width in pixels that `read_image` would give, from the head of the file.
+
+    Raises:
+        BadSampleError: Names the file and why it is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.format == "TIFF":
+                image.load()  # Pillow turns TIFF by itself
+            width, height = image.size
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _ORIENTATIONS_ON_SIDE
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise BadSampleError(f"{os.fspath(path)}: cannot be read: {error}") from error
+    return (width, height) if turned else (height, width)
 
 
 def decode_image(data: bytes, *, name: str) -> np.ndarray:

@@ -1,12 +1,13 @@
-"""What the configs ask for: a data set, or the part of it that is drawn by seed."""
+"""What the configs ask for: a data set, or a part of it."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from predet.data.dataset import DetectionDataset
 from predet.data.formats import load_dataset
-from predet.data.subset import draw_images
+from predet.data.subset import draw_images, select_folders
 
 
 def load_images(
@@ -15,15 +16,18 @@ def load_images(
     split: str | None = None,
     image_root: str | os.PathLike[str] | None = None,
     format: str | None = None,
+    folders: Sequence[str] | str | None = None,
     num_images: int | None = None,
     fraction: float | None = None,
     seed: int = 0,
 ) -> DetectionDataset:
-    """`load_dataset`, then `draw_images` if `num_images` or `fraction` is given.
+    """`load_dataset`; then `select_folders` if `folders`, and `draw_images` if a number is given.
 
-    Arguments are those of the two; without a number or a fraction all images are taken.
+    Arguments are those of the three; without them all images are taken.
     """
     dataset = load_dataset(source, split=split, image_root=image_root, format=format)
+    if folders is not None:
+        dataset = select_folders(dataset, folders=folders)
     if num_images is None and fraction is None:
         return dataset
     return draw_images(dataset, num_images=num_images, fraction=fraction, seed=seed)

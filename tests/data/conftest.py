@@ -31,6 +31,12 @@ def write_image(path: Path, *, height: int = 24, width: int = 32, seed: int = 0)
     return image
 
 
+@pytest.fixture(name="write_image")
+def write_image_fixture() -> Callable[..., np.ndarray]:
+    """`write_image`, for tests to call."""
+    return write_image
+
+
 @pytest.fixture
 def coco_content() -> dict[str, Any]:
     """Ids with gaps, a category without boxes, a crowd, an image without boxes, order reversed."""

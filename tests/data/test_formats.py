@@ -102,8 +102,10 @@ def test_empty_and_missing_folders_are_refused(tmp_path):
         load_dataset(tmp_path / "gone")
     with pytest.raises(ValueError, match=r"notes\.txt: no known format: expected"):
         load_dataset(tmp_path / "notes.txt")
-    with pytest.raises(ValueError, match=r"unknown format 'yolo': expected one of \['voc', 'coco'"):
-        load_dataset(tmp_path, format="yolo")
+    with pytest.raises(
+        ValueError, match=r"unknown format 'csv': expected one of \['coco', 'objects"
+    ):
+        load_dataset(tmp_path, format="csv")
 
 
 @pytest.mark.parametrize(

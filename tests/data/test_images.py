@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from predet.data.images import BadSampleError, decode_image, read_image
+from predet.data.images import BadSampleError, decode_image, read_image, read_image_size
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,17 @@ def test_exif_orientation_is_applied(photograph, kind, orientation):
     image = decode_image(data, name="x")
     assert image.shape == ((90, 60, 3) if orientation > 4 else (60, 90, 3))
     assert np.abs(image.astype(int) - expected).max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_size_read_from_the_head_is_that_of_the_image(photograph, tmp_path, kind, orientation):
+    path = tmp_path / "x"
+    path.write_bytes(encode(photograph, kind, exif=exif(orientation)))
+    assert read_image_size(path) == read_image(path).shape[:2]
+    path.write_bytes(b"no image")
+    with pytest.raises(BadSampleError, match="x: cannot be read"):
+        read_image_size(path)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])

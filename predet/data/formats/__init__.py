@@ -2,8 +2,8 @@
 
 A format is a module with two functions: `detect(path) -> reason or None` and
 `load(path, *, split, image_root) -> DetectionDataset`. To add one, write the module (use
-`DatasetBuilder`, which checks boxes and reports) and enter it below, before the formats whose
-`detect` would also say yes.
+`DatasetBuilder`, which checks boxes and reports) and enter it below. All formats are asked; where
+one is a special case of another it goes first, and if two others say yes, that is an error.
 """
 
 from __future__ import annotations
@@ -15,12 +15,30 @@ from types import ModuleType
 
 from predet.d2 import DatasetCatalog
 from predet.data.dataset import DetectionDataset
-from predet.data.formats import catalog, coco, image_folder, voc
+from predet.data.formats import (
+    catalog,
+    coco,
+    image_folder,
+    imagenet,
+    objects365,
+    roboflow,
+    voc,
+    yolo,
+)
 
 _logger = logging.getLogger(__name__)
 
-# In the order in which they are tried.
-FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "image_folder": image_folder}
+FORMATS: dict[str, ModuleType] = {
+    "coco": coco,
+    "objects365": objects365,
+    "roboflow": roboflow,
+    "voc": voc,
+    "yolo": yolo,
+    "imagenet": imagenet,
+    "image_folder": image_folder,
+}
+# Where both say yes, the second is what is meant.
+_SPECIAL_CASES = {"coco": {"objects365", "roboflow"}, "image_folder": {*FORMATS} - {"image_folder"}}
 
 
 def load_dataset(
@@ -33,16 +51,17 @@ def load_dataset(
     """Read a data set; which format it is, and why, is logged.
 
     Args:
-        source: A folder, a COCO JSON file, a VOC root, or a name registered in Detectron2's
+        source: A folder, a COCO JSON, a YOLO YAML, or a name registered in Detectron2's
             `DatasetCatalog` (if no file or folder has that name).
-        split: For example "train": names a file of a COCO folder, a list of a VOC root or a
-            sub-folder of images.
-        image_root: Where the file names of a COCO JSON begin, if that is not found by itself.
-        format: One of "voc", "coco", "image_folder", for "take it as that".
+        split: For example "train": names a file of a COCO folder, a list of a VOC root, an entry
+            of a YOLO YAML or a sub-folder of images.
+        image_root: Where the file names of a COCO JSON, or the paths of a YOLO YAML, begin, if that
+            is not found by itself.
+        format: One of `FORMATS`, for "take it as that".
 
     Raises:
-        ValueError: Nothing is there, it has no known format, or its content is faulty: the
-            message names file and key, what was expected and what was found.
+        ValueError: Nothing is there, it has no known format or might have several, or its content
+            is faulty: the message names file and key, what was expected and what was found.
     """
     path = Path(source).expanduser()
     root = None if image_root is None else Path(image_root).expanduser()
@@ -59,13 +78,20 @@ def load_dataset(
 
 
 def _detect(path: Path) -> tuple[str, str]:
-    for name, module in FORMATS.items():
-        reason = module.detect(path)
-        if reason is not None:
-            return name, reason
+    reasons = {name: module.detect(path) for name, module in FORMATS.items()}
+    reasons = {name: reason for name, reason in reasons.items() if reason is not None}
+    general = {name for name in reasons if _SPECIAL_CASES.get(name, set()) & reasons.keys()}
+    found = [(name, reason) for name, reason in reasons.items() if name not in general]
+    if len(found) > 1:
+        candidates = "; ".join(f"{name} ({reason})" for name, reason in found)
+        raise ValueError(
+            f"{path}: might have several formats: {candidates}: name one of them (format=...)"
+        )
+    if found:
+        return found[0]
     raise ValueError(
-        f"{path}: no known format: expected a folder of images, a COCO JSON file or folder, or a "
-        "VOC root (JPEGImages/, Annotations/)"
+        f"{path}: no known format: expected a folder of images, a COCO JSON file or folder, "
+        "a VOC root (JPEGImages/, Annotations/), or the data.yaml of a YOLO folder"
     )
 
 

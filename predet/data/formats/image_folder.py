@@ -32,7 +32,7 @@ def load(path: Path, *, split: str | None, image_root: Path | None) -> Detection
     folder = path if split is None else path / split
     if not folder.is_dir():
         raise ValueError(f"{path}: no split {split!r}: expected a folder {folder}")
-    keys, num_others = _list_images(path, folder)
+    keys, num_others = list_images(path, folder)
     if not keys:
         raise ValueError(
             f"{folder}: the data set is empty: no file ends in {sorted(IMAGE_SUFFIXES)} "
@@ -52,8 +52,8 @@ def load(path: Path, *, split: str | None, image_root: Path | None) -> Detection
     return builder.build()
 
 
-def _list_images(root: Path, folder: Path) -> tuple[list[str], int]:
-    """Sorted keys of the images, and the number of other files."""
+def list_images(root: Path, folder: Path) -> tuple[list[str], int]:
+    """Keys relative to `root` of the images below `folder`, sorted; the number of other files."""
     keys, num_others = [], 0
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
