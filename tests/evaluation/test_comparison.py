@@ -125,15 +125,15 @@ def test_bootstrap_interval_covers_the_truth() -> None:
     """Over many test sets from one population, 95% intervals hold the population's difference."""
     rng = np.random.default_rng(5)
     covered = 0
-    for _ in range(120):
+    for _ in range(160):
         common = rng.normal(0, 0.2, 80)
         first = np.clip(0.55 + common + rng.normal(0, 0.15, 80), 0, 1)
         second = np.clip(0.45 + common + rng.normal(0, 0.15, 80), 0, 1)
         runs = [run("method", 0, first), run("longer", 0, second)]
         pair = (Arm("method", "method", {"b": "longer"}),)
-        (found,) = differences(runs, pair, metrics=("AP",), resamples=120)
+        (found,) = differences(runs, pair, metrics=("AP",), resamples=250)
         covered += found.images.low <= TRUE_DIFFERENCE <= found.images.high
-    assert 0.90 <= covered / 120 <= 1.0
+    assert 0.89 <= covered / 160 <= 0.99
 
 
 def _true_difference() -> float:
