@@ -14,6 +14,7 @@ import numpy as np
 
 from predet.d2 import DatasetEvaluator, comm
 from predet.data.dataset import DetectionDataset
+from predet.data.formats.coco_json import to_content
 from predet.evaluation.average_precision import ImageDetections, average_precision, coco_results
 from predet.evaluation.explain import explain_zero
 
@@ -82,7 +83,7 @@ class COCOEvaluator(DatasetEvaluator):
         if not comm.is_main_process():
             return {}
         detections = self._clean([image for part in gathered for image in part])
-        truth = ground_truth(self.dataset)
+        truth = to_content(self.dataset)
         results = coco_results(detections, self.dataset.category_ids)
         self._write(results)
         metrics = average_precision(truth, results, max_dets=self.max_dets)
@@ -146,31 +147,6 @@ class COCOEvaluator(DatasetEvaluator):
         temporary = self.output_dir / f".{RESULTS_FILE}.tmp"
         temporary.write_text(json.dumps(results))
         os.replace(temporary, self.output_dir / RESULTS_FILE)
-
-
-def ground_truth(dataset: DetectionDataset) -> dict[str, Any]:
-    """Images, annotations and categories of a data set as the content of a COCO file."""
-    image_of = np.repeat(dataset.image_ids, np.diff(dataset.offsets)).tolist()
-    boxes = dataset.boxes.astype(np.float64)
-    boxes[:, 2:] -= boxes[:, :2]
-    return {
-        "images": [{"id": image_id} for image_id in dataset.image_ids.tolist()],
-        "annotations": [
-            {
-                "id": row + 1,
-                "image_id": image_of[row],
-                "category_id": dataset.category_ids[dataset.classes[row]],
-                "bbox": boxes[row].tolist(),
-                "area": float(dataset.areas[row]),
-                "iscrowd": int(dataset.iscrowd[row]),
-            }
-            for row in range(len(boxes))
-        ],
-        "categories": [
-            {"id": category, "name": name}
-            for category, name in zip(dataset.category_ids, dataset.class_names, strict=True)
-        ],
-    }
 
 
 def _counts(max_dets: int | Sequence[int]) -> tuple[int, ...]:

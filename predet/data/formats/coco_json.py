@@ -1,4 +1,4 @@
-"""The content of a COCO JSON: images, categories and annotations, checked and made a data set.
+"""The content of a COCO JSON, images, categories and annotations, to a data set and back.
 
 Where the file lies, and where its images lie, is the business of the formats that use this.
 """
@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from predet.data.dataset import DetectionDataset
 from predet.data.formats.builder import DatasetBuilder, shorten
@@ -92,6 +94,48 @@ def build_dataset(
         )
     _add_annotations(builder, content.get("annotations", []), index_of_id, list(names), json_path)
     return builder.build()
+
+
+def to_content(dataset: DetectionDataset) -> dict[str, Any]:
+    """A data set as the content of a COCO JSON; ids of annotations count from 1.
+
+    Images of unknown size have height and width 0.
+    """
+    image_of = np.repeat(dataset.image_ids, np.diff(dataset.offsets)).tolist()
+    boxes = dataset.boxes.astype(np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    images = zip(
+        dataset.image_ids.tolist(), dataset.heights.tolist(), dataset.widths.tolist(), strict=True
+    )
+    annotations = zip(
+        image_of,
+        [dataset.category_ids[label] for label in dataset.classes],
+        boxes.tolist(),
+        dataset.areas.tolist(),
+        dataset.iscrowd.astype(int).tolist(),
+        strict=True,
+    )
+    return {
+        "images": [
+            {"id": image_id, "file_name": dataset.key(index), "height": height, "width": width}
+            for index, (image_id, height, width) in enumerate(images)
+        ],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": image_id,
+                "category_id": category,
+                "bbox": box,
+                "area": area,
+                "iscrowd": crowd,
+            }
+            for number, (image_id, category, box, area, crowd) in enumerate(annotations, start=1)
+        ],
+        "categories": [
+            {"id": category, "name": name}
+            for category, name in zip(dataset.category_ids, dataset.class_names, strict=True)
+        ],
+    }
 
 
 def _read_json(path: Path) -> Any:

@@ -1,0 +1,52 @@
+#!/usr/bin/env python
+"""Write a data set in another format: COCO, PASCAL VOC or YOLO.
+
+    tools/convert_dataset.py --input cells/ --split train val --output cells_coco/ --format coco
+
+INPUT is any data set that predet reads. Images are copied, or linked with --link. What a format
+cannot hold (crowds, fractions of pixels in VOC) is said in the log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from predet.data.formats import FORMATS, load_dataset
+from predet.data.formats.writers import WRITERS, write_dataset
+from predet.engine.log import setup_logging
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
+    setup_logging()
+    try:
+        for split in args.split or [None]:
+            dataset = load_dataset(
+                args.input, split=split, image_root=args.image_root, format=args.input_format
+            )
+            write_dataset(
+                dataset, args.output, format=args.format, split=split or "train", link=args.link
+            )
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--input", required=True, help="a data set")
+    add("--output", required=True, metavar="FOLDER", help="may hold other splits already")
+    add("--format", required=True, choices=list(WRITERS), help="to write")
+    add("--split", nargs="*", help="splits to convert; without it the only one, called train")
+    add("--image-root", help="where file names begin, if not found by itself")
+    add("--input-format", choices=list(FORMATS), help="if it should not be detected")
+    add("--link", action="store_true", help="link the images instead of copying them")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
