@@ -21,6 +21,9 @@ from predet.checkpoint.files import read_checkpoint
 logger = logging.getLogger(__name__)
 
 _DETECTOR = "detector."
+_ALL_BUT = "all-but-"  # begins an entry of reinit: everything starts afresh, except what is named
+# Counts batches for a momentum that nobody uses; frozen norms have none.
+_OPTIONAL = ".num_batches_tracked"
 
 
 class TransferReport(NamedTuple):
@@ -63,7 +66,9 @@ def load_detector(
         model: receives the weights in place; unchanged when an error is raised.
         checkpoint: a file, or what `read_checkpoint` returned, or a bare state dict.
         reinit: dotted names of modules or tensors of the detector that keep their fresh values,
-            for example `("class_head",)`. Only these may differ from the checkpoint.
+            for example `("class_head",)`. Only these may differ from the checkpoint. An entry
+            `all-but-NAME` stands for everything outside NAME: `("all-but-backbone",)` takes the
+            backbone alone, strictly.
         prefer_ema: take the averaged weights where the checkpoint has them.
         source: what messages call a checkpoint that is not given as a file.
 
@@ -78,6 +83,7 @@ def load_detector(
     weights, from_ema = weights_of(state, prefer_ema=prefer_ema)
     own = model.state_dict()
     received, dropped, untouched = _align(weights, own)
+    dropped += _set_aside_counters(received, own, untouched)
     fresh = _named_by(reinit, [*own, *received])
     problems = _differences(received, own, {*fresh, *untouched}, source)
     if problems:
@@ -159,16 +165,22 @@ def _align(
 
 
 def _named_by(reinit: Sequence[str], names: Sequence[str]) -> set[str]:
-    """The tensors that `reinit` names: the tensor itself or a module above it."""
+    """The tensors that `reinit` names: the tensor itself, a module above it, or all but one."""
     if isinstance(reinit, str):
         raise ValueError(f"reinit must be a list of names, got the text {reinit!r}")
     fresh: set[str] = set()
-    for pattern in reinit:
+    kept: set[str] = set()
+    for entry in reinit:
+        pattern = entry.removeprefix(_ALL_BUT)
         found = {
             name
             for name in names
             if any(_is_under(name, prefix + pattern) for prefix in ("", _DETECTOR))
         }
+        if pattern != entry:
+            kept |= found
+        else:
+            fresh |= found
         if not found:
             modules = {name.rsplit(".", depth)[0] for name in names for depth in range(1, 4)}
             near = difflib.get_close_matches(pattern, sorted({*modules, *names}), n=3)
@@ -176,12 +188,26 @@ def _named_by(reinit: Sequence[str], names: Sequence[str]) -> set[str]:
                 f"reinit names '{pattern}', which neither the model nor the checkpoint has"
                 + (f"; nearest: {', '.join(near)}" if near else "")
             )
-        fresh |= found
-    return fresh
+    return fresh | (set(names) - kept if kept else set())
 
 
 def _is_under(name: str, module: str) -> bool:
     return name == module or name.startswith(module + ".")
+
+
+def _set_aside_counters(
+    received: dict[str, Tensor], own: Mapping[str, Tensor], untouched: list[str]
+) -> list[str]:
+    """Take out of `received`, or add to `untouched`, the counters that only one side's norms have.
+
+    Returns the names taken out.
+    """
+    surplus = [name for name in received if name.endswith(_OPTIONAL) and name not in own]
+    for name in surplus:
+        del received[name]
+    lacking = [name for name in own if name.endswith(_OPTIONAL) and name not in received]
+    untouched += [name for name in lacking if name not in untouched]
+    return surplus
 
 
 def _differences(

@@ -11,7 +11,11 @@ from torch import Tensor, nn
 
 
 def read_state_dict(path: str | Path, *, instead: str = "None") -> dict[str, Tensor]:
-    """Tensors of a file by name, without the wrappers `state_dict` and `model` and `module.`.
+    """Tensors of a file by the backbone's own names.
+
+    Wrappers (`state_dict`, `model`) and the prefix `module.` are taken off. Of a checkpoint of a
+    model that holds a backbone, a detector or one that was pre-trained on images alone, the
+    tensors under `backbone.` are taken; averaged weights where it has them.
 
     Args:
         path: of a file that torch.save wrote, or of safetensors.
@@ -34,9 +38,15 @@ def read_state_dict(path: str | Path, *, instead: str = "None") -> dict[str, Ten
         except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
             raise ValueError(f"backbone weights {path} cannot be read: {error}") from error
     for wrapper in ("state_dict", "model"):
+        average = state.get("ema")
         if isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+            state = average if isinstance(average, Mapping) and average else state[wrapper]
+    tensors = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    for place in ("backbone.", "detector.backbone."):
+        inside = {n.removeprefix(place): t for n, t in tensors.items() if n.startswith(place)}
+        if inside:
+            return inside
+    return tensors
 
 
 def load_whole(

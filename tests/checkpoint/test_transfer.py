@@ -17,6 +17,7 @@ from predet.checkpoint import (
     save_checkpoint,
     weights_of,
 )
+from predet.layers.norm import freeze_batch_norm
 
 
 class Detector(nn.Module):
@@ -152,6 +153,71 @@ def test_reinit_covers_parts_that_one_side_lacks() -> None:
     report = load_detector(target, source.state_dict(), reinit=("box_head", "old_head"))
     assert report.reinitialised == ("box_head.weight", "box_head.bias")
     assert report.dropped == ("old_head.weight", "old_head.bias")
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_backbone_alone_is_taken_where_all_else_is_named_as_fresh(wrapped: bool) -> None:
+    """From a model that is a backbone with siblings, into a detector and into what holds one."""
+    torch.manual_seed(0)
+    source = nn.ModuleDict({"backbone": Detector().backbone, "projector": nn.Linear(4, 9)})
+    target: nn.Module = Pretraining(detector=Detector()) if wrapped else Detector()
+    before = state_of(target)
+    report = load_detector(target, {"model": source.state_dict()}, reinit=("all-but-backbone",))
+    prefix = "detector.backbone." if wrapped else "backbone."
+    assert report.loaded == tuple(name for name in before if name.startswith(prefix))
+    assert len(report.loaded) == 7
+    for name, value in state_of(target).items():
+        taken = name.startswith(prefix)
+        expected = source.state_dict()[name.removeprefix("detector.")] if taken else before[name]
+        assert torch.equal(value, expected), name
+    assert {name.removeprefix("detector.") for name in report.dropped} == {
+        "projector.weight",
+        "projector.bias",
+    }
+
+
+def test_what_is_taken_alone_is_taken_strictly() -> None:
+    wider = {
+        "model": {"backbone." + k: v for k, v in Detector(width=8).backbone.state_dict().items()}
+    }
+    target = Detector()
+    before = state_of(target)
+    with pytest.raises(ValueError, match=r"shape: backbone\.0\.weight expected \(4, 3, 1, 1\)"):
+        load_detector(target, wider, reinit=("all-but-backbone",))
+    with pytest.raises(ValueError, match=r"missing: backbone\.0\.weight"):
+        load_detector(target, Detector().box_head.state_dict(), reinit=("all-but-backbone",))
+    with pytest.raises(ValueError, match=r"reinit names 'bakbone', .*nearest: backbone"):
+        load_detector(target, Detector().state_dict(), reinit=("all-but-bakbone",))
+    assert_equal(state_of(target), before)
+
+
+def test_all_but_some_and_named_parts_add_up() -> None:
+    source, target = Detector(), Detector()
+    before = state_of(target)
+    load_detector(
+        target,
+        source.state_dict(),
+        reinit=("all-but-backbone", "all-but-class_head", "class_head.1"),
+    )
+    for name, value in state_of(target).items():
+        fresh = name.startswith(("box_head", "class_head.1"))
+        assert torch.equal(value, before[name] if fresh else source.state_dict()[name]), name
+
+
+def test_counters_of_batch_norms_do_not_matter() -> None:
+    """Frozen norms have none; everything else of a norm must fit."""
+    frozen = Detector()
+    frozen.backbone = freeze_batch_norm(frozen.backbone)
+    trained = Detector()
+    report = load_detector(frozen, trained.state_dict())
+    assert report.dropped == ("backbone.1.num_batches_tracked",)
+    assert torch.equal(frozen.backbone[1].weight, trained.backbone[1].weight)
+    report = load_detector(Detector(), frozen.state_dict())
+    assert report.untouched == ("backbone.1.num_batches_tracked",)
+    state = frozen.state_dict()
+    del state["backbone.1.running_mean"]
+    with pytest.raises(ValueError, match=r"missing: backbone\.1\.running_mean"):
+        load_detector(Detector(), state)
 
 
 def test_a_reinit_that_fits_nothing_is_an_error() -> None:

@@ -128,6 +128,25 @@ def test_self_supervised_files_load(published, tmp_path):
     ResNet(depth=18, weights=str(tmp_path / "wrapped.pth"))
 
 
+@pytest.mark.parametrize("place", ["backbone.", "detector.backbone."])
+@pytest.mark.parametrize("norm", ["frozen_bn", "bn"])
+def test_checkpoints_of_models_with_a_backbone_load(published, tmp_path, place, norm):
+    """Of a run of predet only what lies under `backbone.`; averaged weights where there are any."""
+    network, path = published
+    state = {place + k: v for k, v in torch.load(path).items() if not k.startswith("fc.")}
+    state["projector.weight"] = state["class_head.0.bias"] = torch.zeros(2)
+    other = {k: v + 1 for k, v in state.items()}
+    for name, content in {
+        "plain": {"model": state, "ema": {}, "step": 3, "optimizer": {}},
+        "averaged": {"model": other, "ema": state, "step": 3},
+    }.items():
+        torch.save(content, tmp_path / f"{name}.pth")
+        backbone = ResNet(depth=18, weights=str(tmp_path / f"{name}.pth"), norm=norm)
+        assert torch.equal(backbone.layer4[1].conv2.weight, network.layer4[1].conv2.weight)
+        assert torch.equal(backbone.layer4[1].bn2.running_var, network.layer4[1].bn2.running_var)
+        assert backbone.pretrained
+
+
 class Evil:
     """Makes a file when it is unpickled."""
 
