@@ -1,30 +1,24 @@
 #!/usr/bin/env python
 """Selective Search against OpenCV's, one thread each, on photographs.
 
-    benchmarks/selective_search.py --images photos/ --output benchmarks/results
-    benchmarks/selective_search.py --equality --images photos/ --output benchmarks/results
+    benchmarks/selective_search.py [FIGURE ...] --images photos/ --output benchmarks/results
 
 Photographs are those that come with scikit-image and matplotlib, and up to --count of each folder
-given with --images, scaled so that the longer side has the size of the figure. Both sides start
-from the same array and include colour conversion and smoothing; they take turns. Times are
-processor times, which other programs disturb less; the ratio of wall times is given besides.
+given with --images (several: separated by commas), scaled so that the longer side has the size of
+the figure. Both sides start from the same array and include colour conversion and smoothing; they
+take turns. Times are processor times, which other programs disturb less; the ratio of wall times is
+given besides.
 
-Figures, one JSON line each: fast_500, fast_1200, quality_500 (times OpenCV's speed), growth (the
-exponent of time in pixels), peak_memory (bytes a pixel), imagenet_hours (1.28 million images at
-500 pixels on 64 cores), tool_images_per_second (tools/extract_proposals.py, one worker).
-
---equality compares the sets of boxes instead: all photographs, three sizes, three modes.
+`fast_500`, `fast_1200` and `quality_500` compare with OpenCV, and the sets of boxes too. `growth`
+is the exponent of time in pixels, `peak_memory` and `peak_memory_quality` bytes a pixel,
+`tool_images_per_second` the speed of tools/extract_proposals.py with one worker, `imagenet_hours`
+what 1.28 million images at 500 pixels take on 64 cores.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.util
-import json
-import logging
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -37,6 +31,7 @@ from typing import Any
 import cv2
 import matplotlib.cbook
 import numpy as np
+from figures import Figure, main, say, set_threads
 
 from predet.ops import extension
 from predet.ops.selective_search import selective_search
@@ -45,16 +40,29 @@ SCIKIT_IMAGE = (
     "astronaut.png", "motorcycle_left.png", "retina.jpg", "coffee.png", "chelsea.png",
     "rocket.jpg", "hubble_deep_field.jpg", "ihc.png", "camera.png", "coins.png",
 )  # fmt: skip
-MODES = ("single", "fast", "quality")
 IMAGENET_IMAGES, CORES = 1_281_167, 64
-TARGETS = {"fast_500": 8.0, "fast_1200": 8.0, "quality_500": 8.0}
+PEER = "OpenCV's Selective Search"
+
+
+def images_of(args: argparse.Namespace) -> dict[str, np.ndarray]:
+    """The photographs; also sets up the process."""
+    if not extension.available("selective_search"):
+        sys.exit("the native extension is not built: there is nothing to compare")
+    set_threads(1)
+    folders = [Path(folder) for folder in (args.images or "").split(",") if folder]
+    return dict(photographs(folders, args.count))
+
+
+def few(images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Three, for what takes long."""
+    return dict(list(images.items())[:3])
 
 
 def photographs(folders: list[Path], count: int) -> Iterator[tuple[str, np.ndarray]]:
     """Names and (H, W, 3) uint8 RGB images."""
     found = importlib.util.find_spec("skimage")
     if found is None or found.origin is None:
-        print("scikit-image is not installed; its photographs are left out", file=sys.stderr)
+        say("scikit-image is not installed; its photographs are left out")
     else:
         data = Path(found.origin).parent / "data"
         yield from ((name, read(data / name)) for name in SCIKIT_IMAGE if (data / name).exists())
@@ -103,7 +111,7 @@ def timed(function: Callable[[], Any]) -> tuple[float, float, Any]:
     return time.process_time() - processor, time.perf_counter() - wall, result
 
 
-def compare(images: dict[str, np.ndarray], mode: str, size: int, repeats: int) -> dict[str, Any]:
+def compared(images: dict[str, np.ndarray], mode: str, size: int, repeats: int) -> Figure:
     """Medians over images of the best of `repeats` turns."""
     rows = []
     for name, image in images.items():
@@ -117,31 +125,44 @@ def compare(images: dict[str, np.ndarray], mode: str, size: int, repeats: int) -
         ours = [min(o[i] for o, _ in turns) for i in range(2)]
         theirs = [min(t[i] for _, t in turns if t) for i in range(2)]
         equal = all(t is None or o[2] == t[2] for o, t in turns)
-        rows.append((ours, theirs, equal, len(turns[0][0][2])))
-        print(
+        rows.append((ours, theirs, equal))
+        say(
             f"  {mode:8s}{size:5d}  {name:32s} OpenCV {theirs[0]:7.3f} s  predet {ours[0]:7.4f} s"
             f"  {theirs[0] / ours[0]:5.1f}x (wall {theirs[1] / ours[1]:5.1f}x)"
-            f"  {rows[-1][3]:6d} boxes, {'the same' if equal else 'DIFFERENT'}",
-            flush=True,
+            f"  {len(turns[0][0][2]):6d} boxes, {'the same' if equal else 'DIFFERENT'}"
         )
-    ratios = sorted(theirs[0] / ours[0] for ours, theirs, _, _ in rows)
+    ratios = sorted(theirs[0] / ours[0] for ours, theirs, _ in rows)
     return {
-        "value": round(statistics.median(ratios), 2),
-        "unit": "times OpenCV's speed",
+        "ratio": round(statistics.median(ratios), 2),
+        "peer": PEER,
         "lowest": round(ratios[0], 2),
         "highest": round(ratios[-1], 2),
-        "wall": round(statistics.median(theirs[1] / ours[1] for ours, theirs, _, _ in rows), 2),
-        "predet_seconds": round(statistics.median(ours[0] for ours, _, _, _ in rows), 4),
-        "opencv_seconds": round(statistics.median(theirs[0] for _, theirs, _, _ in rows), 4),
+        "ratio_wall": round(statistics.median(theirs[1] / ours[1] for ours, theirs, _ in rows), 2),
+        "ours_seconds": round(statistics.median(ours[0] for ours, _, _ in rows), 4),
+        "peer_seconds": round(statistics.median(theirs[0] for _, theirs, _ in rows), 4),
         "images": len(rows),
-        "equal_sets": sum(equal for _, _, equal, _ in rows),
+        "equal_sets": sum(equal for _, _, equal in rows),
+        "repeats": repeats,
+        "threads": 1,
     }
 
 
-def growth(images: dict[str, np.ndarray]) -> dict[str, Any]:
+def fast_500(args: argparse.Namespace) -> Figure:
+    return compared(images_of(args), "fast", 500, args.repeats)
+
+
+def fast_1200(args: argparse.Namespace) -> Figure:
+    return compared(few(images_of(args)), "fast", 1200, args.repeats)
+
+
+def quality_500(args: argparse.Namespace) -> Figure:
+    return compared(few(images_of(args)), "quality", 500, args.repeats)
+
+
+def growth(args: argparse.Namespace) -> Figure:
     """Exponent of time in pixels, by a line through the logarithms of each image."""
     exponents = []
-    for image in images.values():
+    for image in few(images_of(args)).values():
         points = []
         for size in (300, 500, 800, 1200):
             small = scaled(image, size)
@@ -169,8 +190,9 @@ print((peak() - before) / (image.shape[0] * image.shape[1]))
 """
 
 
-def peak_memory(image: np.ndarray, mode: str) -> dict[str, Any]:
+def peak_memory(args: argparse.Namespace, mode: str = "fast") -> Figure:
     """Of one search of a photograph at 1200 pixels, in a process of its own."""
+    image = images_of(args)["grace_hopper.jpg"]
     used = {}
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder, "image.npy"))
@@ -183,11 +205,16 @@ def peak_memory(image: np.ndarray, mode: str) -> dict[str, Any]:
             )
             used[which] = round(float(answer.stdout))
     return {"value": used["by_predet"], "unit": "bytes a pixel", "mode": mode, "size": 1200,
-            "opencv_bytes": used["by_opencv"]}  # fmt: skip
+            "peer": PEER, "peer_bytes": used["by_opencv"]}  # fmt: skip
 
 
-def tool_speed(images: dict[str, np.ndarray], copies: int) -> dict[str, Any]:
+def peak_memory_quality(args: argparse.Namespace) -> Figure:
+    return peak_memory(args, "quality")
+
+
+def tool_images_per_second(args: argparse.Namespace) -> Figure:
     """tools/extract_proposals.py on JPEG files of 500 pixels, without the start of its process."""
+    images, copies = images_of(args), 2
     path = Path(__file__).parents[1] / "tools" / "extract_proposals.py"
     spec = importlib.util.spec_from_file_location("extract_proposals", path)
     assert spec is not None
@@ -209,85 +236,29 @@ def tool_speed(images: dict[str, np.ndarray], copies: int) -> dict[str, Any]:
             "size": 500, "wall": round(count / wall, 2), "images": count}  # fmt: skip
 
 
-def equality(images: dict[str, np.ndarray], sizes: list[int]) -> dict[str, Any]:
-    """On how many photographs the sets of boxes are the same."""
-    cells, different = {}, []
-    for mode in MODES:
-        for size in sizes:
-            same = boxes = 0
-            for name, image in images.items():
-                small = scaled(image, size)
-                ours, theirs = by_predet(small, mode), by_opencv(small, mode)
-                same += ours == theirs
-                boxes += len(theirs)
-                if ours != theirs:
-                    different.append([mode, size, name, len(ours - theirs), len(theirs - ours)])
-            cells[f"{mode}_{size}"] = f"{same}/{len(images)}"
-            print(
-                f"  {mode:8s}{size:5d}  {same} of {len(images)} the same ({boxes} boxes)",
-                flush=True,
-            )
-    total = sum(int(cell.split("/")[0]) for cell in cells.values())
-    return {"value": total, "unit": f"of {len(cells) * len(images)} searches with equal sets",
-            "cells": cells, "different": different}  # fmt: skip
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "date": datetime.date.today().isoformat(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
-        "python": platform.python_version(),
-        "opencv": cv2.__version__,
-        "compiler": extension.build_info().get("compiler", ""),
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--images", type=Path, action="append", default=[], metavar="FOLDER")
-    parser.add_argument("--count", type=int, default=4, help="photographs of each folder")
-    parser.add_argument("--repeats", type=int, default=4)
-    parser.add_argument("--equality", action="store_true")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[300, 500, 800])
-    parser.add_argument("--output", type=Path, help="folder for the results file")
-    args = parser.parse_args()
-    if not extension.available("selective_search"):
-        sys.exit("the native extension is not built: there is nothing to compare")
-    logging.getLogger().setLevel(logging.WARNING)
-    cv2.setNumThreads(1)
-    images = dict(photographs(args.images, args.count))
-    few = dict(list(images.items())[:3])
-    if args.equality:
-        figures = {"equality": equality(images, args.sizes)}
-    else:
-        figures = {
-            "fast_500": compare(images, "fast", 500, args.repeats),
-            "fast_1200": compare(few, "fast", 1200, args.repeats),
-            "quality_500": compare(few, "quality", 500, args.repeats),
-            "growth": growth(few),
-            "peak_memory": peak_memory(images["grace_hopper.jpg"], "fast"),
-            "peak_memory_quality": peak_memory(images["grace_hopper.jpg"], "quality"),
-            "tool_images_per_second": tool_speed(images, copies=2),
-        }
-        seconds = figures["fast_500"]["predet_seconds"]
-        hours = IMAGENET_IMAGES * seconds / CORES / 3600
-        figures["imagenet_hours"] = {"value": round(hours, 2), "unit": f"hours on {CORES} cores"}
-    lines = [
-        json.dumps({"figure": name, **figure, **machine()}) for name, figure in figures.items()
+def imagenet_hours(args: argparse.Namespace) -> Figure:
+    seconds = [
+        min(timed(lambda small=small: by_predet(small, "fast"))[0] for _ in range(args.repeats))
+        for small in (scaled(image, 500) for image in images_of(args).values())
     ]
-    for name, figure in figures.items():
-        target = f"  (target {TARGETS[name]})" if name in TARGETS else ""
-        print(f"{name:24s}{figure['value']:>9} {figure['unit']}{target}")
-    print("\n".join(lines))
-    if args.output:
-        args.output.mkdir(parents=True, exist_ok=True)
-        kind = "selective_search_equality" if args.equality else "selective_search"
-        (args.output / f"{kind}.jsonl").write_text("\n".join(lines) + "\n")
+    hours = IMAGENET_IMAGES * statistics.mean(seconds) / CORES / 3600
+    return {"value": round(hours, 2), "unit": f"hours on {CORES} cores", "mode": "fast"}
 
 
 if __name__ == "__main__":
-    main()
+    main(
+        __doc__,
+        {
+            "fast_500": fast_500,
+            "fast_1200": fast_1200,
+            "quality_500": quality_500,
+            "growth": growth,
+            "peak_memory": peak_memory,
+            "peak_memory_quality": peak_memory_quality,
+            "tool_images_per_second": tool_images_per_second,
+            "imagenet_hours": imagenet_hours,
+        },
+        images=None,
+        count=4,
+        repeats=4,
+    )
