@@ -27,6 +27,7 @@ ALLOWED = {
 PROJECT_MAY_USE = {
     "detr": set(),
     "deformable_detr": set(),
+    "h_deformable_detr": {"deformable_detr"},
     "self_training": set(),
 }
 PROJECT_ROOMS = {"ops", "layers", "modeling", "pretext", "data", "checkpoint"}

@@ -35,6 +35,7 @@ SMALL = {
     "num_decoder_layers": 2,
     "num_heads": 4,
     "num_queries": 12,
+    "num_one_to_many": 18,
 }
 SMALL_SWIN = {"weights": None, "embed_dim": 8, "depths": [1, 2, 1, 1], "num_heads": [1, 1, 2, 2]}
 

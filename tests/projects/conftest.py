@@ -21,9 +21,11 @@ from predet.projects.deformable_detr.modeling import DeformableDETR
 from predet.projects.deformable_detr.queries import LearnedQueries, ProposalQueries
 from predet.projects.deformable_detr.transformer import DeformableTransformer
 from predet.projects.detr.modeling import DETR
+from predet.projects.h_deformable_detr import HDeformableDETR, HybridCriterion, MixedQueries
 
 NUM_CLASSES = 5
 NUM_QUERIES = 20
+NUM_ONE_TO_MANY = 30
 HIDDEN = 64
 
 DETECTORS = (
@@ -33,6 +35,7 @@ DETECTORS = (
     "deformable_single_scale",
     "deformable_refine",
     "deformable_two_stage",
+    "h_deformable",
 )
 
 
@@ -101,6 +104,18 @@ def build_detector(
         dropout=dropout,
         num_levels=1 if single else 4,
     )
+    if name == "h_deformable":
+        return HDeformableDETR(
+            backbone=backbone,
+            transformer=transformer,
+            queries=MixedQueries(
+                num_queries=NUM_QUERIES, num_one_to_many=NUM_ONE_TO_MANY, hidden_dim=HIDDEN
+            ),
+            criterion=build_criterion("focal", HybridCriterion),
+            num_classes=num_classes,
+            with_box_refine=True,
+            look_forward_twice=True,
+        )
     source = ProposalQueries if name == "deformable_two_stage" else LearnedQueries
     return DeformableDETR(
         backbone=backbone,
@@ -112,10 +127,10 @@ def build_detector(
     )
 
 
-def build_criterion(classification: str) -> SetCriterion:
+def build_criterion(classification: str, kind: type[SetCriterion] = SetCriterion) -> SetCriterion:
     """With the papers' weights."""
     class_weight = {"softmax": 1.0, "focal": 2.0}[classification]
-    return SetCriterion(
+    return kind(
         matcher=HungarianMatcher(classification=classification, class_cost=class_weight),
         weights={"loss_class": class_weight, "loss_bbox": 5.0, "loss_giou": 2.0},
     )

@@ -55,7 +55,7 @@ def train_one_step(rank: int, folder: str, names: tuple[str, ...]) -> None:
 
 def test_two_processes_have_the_gradients_of_one(tmp_path):
     """Exact for the focal loss, whose normaliser is the boxes of all processes."""
-    names = ("deformable_refine", "deformable_two_stage")
+    names = ("deformable_refine", "deformable_two_stage", "h_deformable")
     torch.multiprocessing.spawn(train_one_step, (str(tmp_path), names), nprocs=2)
     found = torch.load(tmp_path / "gradients.pt")
     module = helpers()

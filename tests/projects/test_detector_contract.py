@@ -23,7 +23,9 @@ def no_labels(batch):
 def test_training_returns_weighted_losses_of_all_layers(any_detector, detector_name, batch):
     losses = any_detector(batch())
     names = LOSSES | {f"{name}_{layer}" for name in LOSSES for layer in (0, 1)}
-    if detector_name == "deformable_two_stage":
+    if detector_name == "h_deformable":
+        names |= {f"{name}_one_to_many" for name in names}
+    if detector_name in ("deformable_two_stage", "h_deformable"):
         names |= {f"{name}_enc" for name in LOSSES}
     assert losses.keys() == names
     assert all(loss.ndim == 0 and loss.isfinite() and loss > 0 for loss in losses.values())

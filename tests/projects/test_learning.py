@@ -52,7 +52,7 @@ def found(detector, batch) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["detr", "deformable", "deformable_refine", "deformable_two_stage"]
+    "name", ["detr", "deformable", "deformable_refine", "deformable_two_stage", "h_deformable"]
 )
 def test_learns_by_heart(name, detector):
     torch.manual_seed(0)
