@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from predet.d2 import comm
 
 T = TypeVar("T")
+Batch = list[dict[str, Any]]
 
 
 def seed_all(seed: int, *place: int) -> None:
@@ -33,6 +34,27 @@ def max_over_ranks(values: Tensor) -> Tensor:
     if comm.get_world_size() > 1:
         dist.all_reduce(values, op=dist.ReduceOp.MAX)
     return values
+
+
+def with_step_counts(batches: list[Batch]) -> list[Batch]:
+    """The same batches; every sample knows how many boxes the images of the whole step have.
+
+    "step_counts" is (P, N) int64: a row for each part of the step (the micro-batches of rank 0,
+    then those of rank 1, ...), a number for each of its images, -1 where there is none. Losses are
+    normalised with it, so that they do not depend on the division into parts. Batches without
+    "instances" stay as they are. All ranks must call it, each with its own batches.
+    """
+    counts = [[_num_boxes(sample) for sample in batch] for batch in batches]
+    parts = [part for rank in comm.all_gather(counts) for part in rank]
+    if any(number is None for part in parts for number in part):
+        return batches
+    width = max(len(part) for part in parts)
+    table = torch.tensor([part + [-1] * (width - len(part)) for part in parts])
+    return [[{**sample, "step_counts": table} for sample in batch] for batch in batches]
+
+
+def _num_boxes(sample: Mapping[str, Any]) -> int | None:
+    return len(sample["instances"]) if "instances" in sample else None
 
 
 def from_main(value: T) -> T:

@@ -32,6 +32,7 @@ class Window:
         self.steps = 0
         self.seconds = 0.0  # of the steps that this process made
         self.waiting = 0.0  # of them, for data
+        self.waited = 0.0  # of them, for slower processes
         self.timed = 0  # steps that this process made
         self._sums: dict[str, float] = {}  # on the host
         self._names: tuple[str, ...] = ()
@@ -46,15 +47,30 @@ class Window:
         row = torch.stack([value.detach() for value in values.values()]).double()
         self._pending = row if self._pending is None else self._pending + row
 
-    def time(self, seconds: float, waiting: float) -> None:
+    def time(self, seconds: float, waiting: float, waited: float) -> None:
         self.seconds += seconds
         self.waiting += waiting
+        self.waited += waited
         self.timed += 1
 
     def means(self) -> dict[str, float]:
         """Averages over steps and ranks; every rank must call it and gets the same."""
         self._average()
         return {name: value / max(self.steps, 1) for name, value in self._sums.items()}
+
+    def waits(self) -> dict[str, float]:
+        """How processes wait for each other, empty for one; every rank must call it.
+
+        `wait_share` is the part of the time in which a process waits for a slower one, averaged
+        over processes; `slowest_rank` is the one that waits least.
+        """
+        if comm.get_world_size() == 1:
+            return {}
+        shares = comm.all_gather(self.waited / max(self.seconds, 1e-9))
+        return {
+            "wait_share": sum(shares) / len(shares),
+            "slowest_rank": shares.index(min(shares)),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that a resumed history has the same averages."""
@@ -153,10 +169,15 @@ def progress_line(row: Mapping[str, Any], *, max_iter: int) -> str:
         for name, value in row.items()
         if name.startswith("loss_")
     )
+    waits = (
+        f"wait {row['wait_share']:.0%} for rank {row['slowest_rank']}  "
+        if "wait_share" in row
+        else ""
+    )
     return (
         f"step {row['step']}/{max_iter}  eta {eta}  lr {row['lr']:.3g}  loss {row['loss']:.4g}  "
         f"{losses}  grad {row['grad_norm']:.3g}  {row['seconds_per_step']:.3g} s/step  "
-        f"data {row['data_share']:.0%}  mem {row['memory_gb']:.2f} GB"
+        f"data {row['data_share']:.0%}  {waits}mem {row['memory_gb']:.2f} GB"
     )
 
 

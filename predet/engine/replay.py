@@ -21,10 +21,8 @@ from torch import Tensor, nn
 
 from predet.checkpoint import read_checkpoint, save_checkpoint
 from predet.d2 import Boxes, Instances
-from predet.engine.distributed import seed_all
+from predet.engine.distributed import Batch, seed_all
 from predet.engine.precision import Precision
-
-Batch = list[dict[str, Any]]
 
 
 def save_replay(

@@ -27,7 +27,7 @@ class TrainSettings:
         device: "cuda" (falls back to "cpu", said in the log) or "cpu".
         precision: "fp32"; "bf16" or "fp16" by autocast (fp16 with a gradient scaler).
         accumulation_steps: parts into which the loader divides the batch of an optimiser step, to
-            save memory. Their losses are averaged, each normalised by the number of its own boxes.
+            save memory; the gradient is that of the whole batch.
         clip_grad_norm: largest 2-norm of the whole gradient, or None.
         ema_decay: decay a step of the averaged weights, or None for no average.
         log_period, eval_period, checkpoint_period: in optimiser steps; 0 switches periodic

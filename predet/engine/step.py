@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +15,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from predet.d2 import comm
-from predet.engine.distributed import gather_lines, max_over_ranks, seed_all
+from predet.engine.distributed import (
+    Batch,
+    gather_lines,
+    max_over_ranks,
+    seed_all,
+    with_step_counts,
+)
 from predet.engine.ema import EMA
 from predet.engine.precision import Precision
-from predet.engine.replay import Batch, image_keys, save_replay
+from predet.engine.replay import image_keys, save_replay
 from predet.engine.schedule import set_learning_rates
 from predet.engine.settings import TrainSettings
 from predet.engine.stopping import StopRequest
@@ -36,6 +43,7 @@ class StepResult(NamedTuple):
     grad_norm: Tensor  # 2-norm over all parameters before clipping
     lr: float  # base learning rate times the schedule
     stop: bool  # some rank has been asked to stop; the same on all ranks
+    waited: float  # seconds that this rank was ahead of the slowest one
 
 
 class OptimizerStep:
@@ -67,6 +75,7 @@ class OptimizerStep:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._wrapped = model
         self._settled = True
+        self._forward_seconds = 0.0  # of this step
 
     def wrap(self) -> None:
         """Make ready to train: exchange of gradients between processes, compilation."""
@@ -82,13 +91,20 @@ class OptimizerStep:
         if self.settings.compile:
             self._wrapped.compile()
 
-    def run(self, step: int, batches: list[Batch]) -> StepResult:
+    def run(self, step: int, batches: list[Batch], *, data_seconds: float = 0.0) -> StepResult:
         """Run step number `step` (from 0) on the batches of this rank.
+
+        Args:
+            step: number of the step, from 0.
+            batches: the micro-batches of this rank.
+            data_seconds: how long this rank has waited for them.
 
         Raises:
             NonFiniteError: on every rank, before any has updated its weights.
         """
         settings = self.settings
+        self._forward_seconds = 0.0
+        batches = with_step_counts(batches)
         if not self._settled:
             self._settle(batches[-1])
         seed_all(settings.seed, step, comm.get_rank())
@@ -110,15 +126,17 @@ class OptimizerStep:
         bad_norm = ~torch.isfinite(norm)
         if self.precision.skips_overflow:
             bad_norm = torch.zeros_like(bad_norm)
-        asked = bad_loss.new_tensor(self.stop.requested)
-        flags = max_over_ranks(torch.stack([bad_loss, bad_norm, asked]).float()).tolist()
+        own_seconds = data_seconds + self._forward_seconds
+        told = norm.new_tensor([self.stop.requested, own_seconds])
+        flags = max_over_ranks(torch.cat([torch.stack([bad_loss, bad_norm]), told])).tolist()
         if flags[0] or flags[1]:
             own = bool(bad_loss) if flags[0] else bool(bad_norm)
             self._fail(step, batches, terms, own, norm)
         self.precision.step(self.optimizer)
         if self.ema is not None:
             self.ema.update()
-        return StepResult(losses=losses, grad_norm=norm, lr=lr, stop=bool(flags[2]))
+        waited = max(0.0, flags[3] - own_seconds)
+        return StepResult(losses=losses, grad_norm=norm, lr=lr, stop=bool(flags[2]), waited=waited)
 
     def _settle(self, batch: Batch) -> None:
         """Let the exchange of gradients find its final order before the first step counts.
@@ -142,7 +160,9 @@ class OptimizerStep:
             alone = model.no_sync()
         with alone:
             with self.precision.autocast():
+                start = time.perf_counter()
                 losses = model(batch)
+                self._forward_seconds += time.perf_counter() - start
                 total = torch.stack([loss.float() for loss in losses.values()]).sum()
             self.precision.backward(total / self.settings.accumulation_steps)
         return {name: loss.detach().float() for name, loss in losses.items()}

@@ -6,8 +6,9 @@ pure function of config, data and number of processes: each optimiser step seeds
 from (seed, step, rank), schedules are functions of the step, and the loader draws from generators
 of its own. So a checkpoint at a step boundary is all it takes to go on to the bit.
 
-With `accumulation_steps` = k a step averages the losses of k parts of its batch, each normalised
-by its own number of boxes; that equals the whole batch where their numbers of boxes are equal.
+A step's batch is divided over processes and, with `accumulation_steps`, over micro-batches; all of
+these parts are normalised by the boxes of the whole step, so the division changes nothing but the
+order of summation (and what looks at a part alone: batch statistics, dropout, padding).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch import nn
 
 from predet.checkpoint import Checkpoints, read_checkpoint
 from predet.d2 import comm
-from predet.engine.distributed import broadcast_buffers, from_main, raise_together
+from predet.engine.distributed import Batch, broadcast_buffers, from_main, raise_together
 from predet.engine.metrics import (
     History,
     Window,
@@ -38,7 +39,6 @@ from predet.engine.metrics import (
     without_nan,
 )
 from predet.engine.provenance import check_same_run
-from predet.engine.replay import Batch
 from predet.engine.settings import TrainSettings
 from predet.engine.step import OptimizerStep
 from predet.engine.stopping import StopRequest
@@ -166,10 +166,10 @@ class Trainer:
                 start = time.perf_counter()
                 batches = list(islice(stream, settings.accumulation_steps))
                 waiting = time.perf_counter() - start
-                result = self.steps.run(self.step, batches)
+                result = self.steps.run(self.step, batches, data_seconds=waiting)
                 self.step += 1
                 self._window.add({**result.losses, "grad_norm": result.grad_norm})
-                self._window.time(time.perf_counter() - start, waiting)
+                self._window.time(time.perf_counter() - start, waiting, result.waited)
                 if self.step % settings.log_period == 0 or self.finished:
                     self._report(result.lr)
                 if result.stop and not self.finished:
@@ -210,6 +210,7 @@ class Trainer:
             "grad_norm": norm,
             "seconds_per_step": window.seconds / max(window.timed, 1),
             "data_share": window.waiting / max(window.seconds, 1e-9),
+            **window.waits(),
             "memory_gb": memory_gb(self.steps.device),
         }
         scalars = {name: value for name, value in row.items() if name != "step"}

@@ -1,7 +1,11 @@
 """The set loss of DETR (section 3.1) and of Deformable DETR, for all layers at once.
 
-Deviations from the papers: none. Losses come out weighted; the weight of a repeated loss is that
-of its base name, so `loss_bbox_3` and `loss_bbox_enc` weigh as `loss_bbox`.
+Losses come out weighted; the weight of a repeated loss is that of its base name, so `loss_bbox_3`
+and `loss_bbox_enc` weigh as `loss_bbox`.
+
+Deviation from the papers: they normalise each process's share by itself in the softmax loss, and
+count at least one box a process. We normalise over the whole optimiser step where its counts are
+known, so that processes and micro-batches do not change the loss (decision 9).
 """
 
 from __future__ import annotations
@@ -28,8 +32,9 @@ class SetCriterion(nn.Module):
 
     The last layer's losses carry the base names, those of layer i before it the suffix `_i`, those
     of encoder proposals (two-stage detectors) `_enc`. Box losses are divided by the number of
-    boxes averaged over all processes, at least 1; so is the focal loss. The softmax loss is the
-    weighted mean over the queries of this process.
+    boxes averaged over the parts of the step (micro-batches of all processes); so is the focal
+    loss. The softmax loss is the weighted mean over the queries of the step. So the losses of a
+    step do not depend on how it is divided (`average_num_boxes`: what holds without its counts).
 
     Args:
         matcher: decides which query answers for which target; its `classification` is ours too.
@@ -125,7 +130,7 @@ class SetCriterion(nn.Module):
         with torch.autocast(boxes.device.type, enabled=False):
             classes = targets.classes[matches.target]
             if self.classification == "softmax":
-                loss_class = self._softmax_loss(logits.float(), index, classes)
+                loss_class = self._softmax_loss(logits.float(), index, classes, targets)
             else:
                 loss_class = self._focal_loss(logits.float(), index, classes) / num_boxes
             # Of no pair at all these sums are zero, and still lead back to the box heads.
@@ -138,7 +143,9 @@ class SetCriterion(nn.Module):
                 "loss_giou": (1 - giou).sum(dim=1) / num_boxes,
             }
 
-    def _softmax_loss(self, logits: Tensor, index: tuple[Tensor, ...], classes: Tensor) -> Tensor:
+    def _softmax_loss(
+        self, logits: Tensor, index: tuple[Tensor, ...], classes: Tensor, targets: Targets
+    ) -> Tensor:
         """Cross-entropy, the last column being "no object"; mean weighted by class weights."""
         no_object = logits.shape[-1] - 1
         wanted = torch.full(logits.shape[:3], no_object, device=logits.device)
@@ -146,7 +153,19 @@ class SetCriterion(nn.Module):
         weight = torch.ones(logits.shape[-1], device=logits.device)
         weight[no_object] = self.no_object_weight
         loss = F.cross_entropy(logits.permute(0, 3, 1, 2), wanted, weight, reduction="none")
-        return loss.sum(dim=(1, 2)) / weight[wanted].sum(dim=(1, 2))
+        return loss.sum(dim=(1, 2)) / self._sum_of_weights(weight[wanted], targets.step_counts)
+
+    def _sum_of_weights(self, weights: Tensor, step_counts: Tensor | None) -> Tensor:
+        """Of the classes that the queries should have, weights (L, B, Q): averaged over the parts.
+
+        Each target has a query of its own, as long as there are queries.
+        """
+        if step_counts is None:
+            return weights.sum(dim=(1, 2))
+        num_queries = weights.shape[2]
+        objects = step_counts.clamp(min=0, max=num_queries).sum()
+        others = (step_counts >= 0).sum() * num_queries - objects
+        return (objects + self.no_object_weight * others) / len(step_counts)
 
     def _focal_loss(self, logits: Tensor, index: tuple[Tensor, ...], classes: Tensor) -> Tensor:
         """Sum over queries and classes; a query without a target is no class at all."""
@@ -162,10 +181,15 @@ def base_name(name: str) -> str:
 
 
 def average_num_boxes(targets: Targets, device: torch.device, copies: int = 1) -> Tensor:
-    """Targets of the batch, each `copies` times, averaged over all processes, at least 1.
+    """Targets, each `copies` times, averaged over the parts of the step; a scalar on `device`.
 
-    A scalar on `device`.
+    A step without any box counts as one with a single box. Where the counts of the step are not
+    known (another trainer than ours), this batch and those of the other processes at this moment
+    are taken for the parts, and the average is at least 1.
     """
+    if targets.step_counts is not None:
+        total = copies * targets.step_counts.clamp(min=0).sum()
+        return total.clamp(min=1) / len(targets.step_counts)
     total = torch.tensor(float(copies * sum(targets.counts)), device=device)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(total)

@@ -17,6 +17,10 @@ class Targets(NamedTuple):
     classes: Tensor  # (M,) int64, contiguous
     boxes: Tensor  # (M, 4) fp32, cxcywh in [0, 1] of the image
     counts: tuple[int, ...]  # per image; sums to M
+    # Boxes of each image of the whole optimiser step, a row for each part (micro-batch of a
+    # process), -1 where a part has fewer images; this batch is one of the parts. (P, N) int64.
+    # None: not known, the losses count what they see.
+    step_counts: Tensor | None = None
 
     def of_class_zero(self) -> Targets:
         """The same boxes, all labelled 0: targets of the class-agnostic encoder head."""
@@ -30,12 +34,14 @@ def prepare_targets(
 
     Args:
         batch: dicts with "instances": `gt_boxes` absolute xyxy in the frame of "image",
-            `gt_classes` in [0, num_classes).
+            `gt_classes` in [0, num_classes); "step_counts", where the trainer gives it, goes into
+            the targets. Who changes the number of boxes of a batch must leave it out.
         num_classes: contiguous classes of the detector.
         device: where the targets go.
 
     Raises:
-        ValueError: an image has no instances, a class out of range, or a box that is not finite.
+        ValueError: an image has no instances, a class out of range, or a box that is not finite;
+            the numbers of boxes are not those of "step_counts".
     """
     classes, boxes = [], []
     for index, sample in enumerate(batch):
@@ -48,12 +54,28 @@ def prepare_targets(
         if not image_boxes.isfinite().all():
             raise ValueError(f"{where}: a box of the annotation is not finite: {image_boxes}")
         boxes.append(normalize_boxes(image_boxes, tuple(sample["image"].shape[-2:])))
+    counts = tuple(len(image_classes) for image_classes in classes)
+    step_counts = batch[0].get("step_counts") if batch else None
+    if step_counts is not None and not torch.compiler.is_compiling():
+        _check_counts(counts, step_counts)
+    if step_counts is not None:
+        step_counts = step_counts.to(device, non_blocking=True)
     # One copy for the whole batch instead of two for every image.
     return Targets(
         torch.cat(classes).to(device, non_blocking=True),
         torch.cat(boxes).to(device, non_blocking=True),
-        tuple(len(image_classes) for image_classes in classes),
+        counts,
+        step_counts,
     )
+
+
+def _check_counts(counts: tuple[int, ...], step_counts: Tensor) -> None:
+    if list(counts) not in [[n for n in row if n >= 0] for row in step_counts.tolist()]:
+        raise ValueError(
+            f"the images of a batch have {list(counts)} boxes, but the step was counted with "
+            f"{step_counts.tolist()}: who changes the number of boxes of a batch must leave its "
+            "'step_counts' out"
+        )
 
 
 def _checked_classes(classes: Tensor, num_classes: int, where: str) -> Tensor:

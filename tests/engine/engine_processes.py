@@ -9,8 +9,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 DEADLINE = 240.0  # seconds; the machine may be busy
 
@@ -101,6 +102,33 @@ def kill_and_resume(
         codes = job.wait()
         assert -signal.SIGKILL in codes, f"not killed: {codes}"
     Job(argv, **options).succeed()
+
+
+def run_ranks(function: Callable[..., None], processes: int, *args: Any, folder: Path) -> None:
+    """Call `function(*args)` in processes that have joined a gloo group; all must end well."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ranks = [
+        _context.Process(target=_rank, args=(function, rank, processes, str(folder), args))
+        for rank in range(processes)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(DEADLINE)
+    assert [process.exitcode for process in ranks] == [0] * processes
+
+
+def _rank(
+    function: Callable[..., None], rank: int, world_size: int, folder: str, args: tuple
+) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size
+    )
+    function(*args)
+    torch.distributed.destroy_process_group()
 
 
 def _child(argv: list[str], env: Mapping[str, str], log: str) -> None:

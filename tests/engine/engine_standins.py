@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -58,11 +57,9 @@ class TinyDetector(nn.Module):
         return self.losses(batch, logits, boxes)
 
     def losses(self, batch: list[dict], logits: Tensor, boxes: Tensor) -> dict[str, Tensor]:
-        counts = [len(item["instances"]) for item in batch]
-        total = logits.new_tensor([float(sum(counts))])
-        if comm.get_world_size() > 1:
-            dist.all_reduce(total)
-        normaliser = (total / comm.get_world_size()).clamp(min=1)[0]
+        alone = torch.tensor([[len(item["instances"]) for item in batch]])
+        step_counts = batch[0].get("step_counts", alone)
+        normaliser = step_counts.clamp(min=0).sum().clamp(min=1) / len(step_counts)
         loss_class, loss_bbox = logits.sum() * 0, boxes.sum() * 0  # no targets: still a graph
         for item, logit, box in zip(batch, logits, boxes, strict=True):
             instances = item["instances"]
@@ -119,21 +116,23 @@ def tiny_dataset(num_images: int = 12, class_names: tuple[str, ...] = ("a", "b")
     )
 
 
-class _Steps(Dataset):
-    """Batch number n of this rank; a pure function of (seed, n, rank, world size)."""
+class _Parts(Dataset):
+    """Part number n of this rank; the images of a step do not depend on how it is divided."""
 
-    def __init__(self, loader: TinyLoader, rank: int, world_size: int) -> None:
-        self.loader, self.rank, self.world_size = loader, rank, world_size
+    def __init__(self, loader: TinyLoader, accumulation_steps: int) -> None:
+        self.loader, self.accumulation_steps = loader, accumulation_steps
+        self.rank, self.world_size = comm.get_rank(), comm.get_world_size()
 
     def __len__(self) -> int:
         return 10**9
 
     def __getitem__(self, number: int) -> list[dict]:
         loader = self.loader
-        rng = np.random.default_rng([loader.seed, number])
-        order = rng.permutation(len(loader.dataset))
-        share = loader.total_batch_size // self.world_size
-        chosen = order[self.rank * share : (self.rank + 1) * share]
+        step, part = divmod(number, self.accumulation_steps)
+        order = np.random.default_rng([loader.seed, step]).permutation(len(loader.dataset))
+        share = loader.total_batch_size // (self.world_size * self.accumulation_steps)
+        start = (part * self.world_size + self.rank) * share
+        chosen = order[start : start + share]
         batch = [tiny_item(loader.dataset, int(i), loader.seed) for i in chosen]
         if self.rank in loader.empty_ranks:
             for item in batch:
@@ -163,9 +162,10 @@ def tiny_item(dataset: DetectionDataset, index: int, seed: int) -> dict:
 class TinyLoader:
     """A training loader by the contract of `build_train_loader`.
 
-    Two environment variables disturb a run without changing what it computes: STANDIN_DELAY is
-    the number of seconds to wait for each batch, STANDIN_TERM_AT the number of the batch at which
-    rank 0 sends itself SIGTERM.
+    Environment variables disturb a run without changing what it computes: STANDIN_DELAY is the
+    number of seconds to wait for each batch (of STANDIN_SLOW_RANK alone, where that is set),
+    STANDIN_TERM_AT the number of the batch at which rank 0 sends itself SIGTERM, and
+    STANDIN_FAIL=RANK:BATCH:HOW makes a rank fail there: "kill" is SIGKILL, "raise" an error.
 
     Args:
         nan_at, nan_rank: the batch and rank whose first image is NaN.
@@ -191,20 +191,27 @@ class TinyLoader:
         self.empty_ranks = empty_ranks
 
     def batches(self, start_step: int, accumulation_steps: int = 1) -> Iterator[list[dict]]:
-        rank, world_size = comm.get_rank(), comm.get_world_size()
+        rank = comm.get_rank()
         numbers = range(start_step * accumulation_steps, 10**6)
         stream = DataLoader(
-            _Steps(self, rank, world_size),
+            _Parts(self, accumulation_steps),
             sampler=numbers,
             batch_size=None,
             num_workers=self.num_workers,
         )
         delay = float(os.environ.get("STANDIN_DELAY", 0))
+        if os.environ.get("STANDIN_SLOW_RANK", str(rank)) != str(rank):
+            delay = 0.0
+        failure = os.environ.get("STANDIN_FAIL", "-1:-1:").split(":")
         term_at = int(os.environ.get("STANDIN_TERM_AT", -1))
         for number, batch in zip(numbers, stream, strict=False):
             time.sleep(delay)
             if number == term_at and rank == 0:
                 os.kill(os.getpid(), signal.SIGTERM)
+            if [str(rank), str(number)] == failure[:2]:
+                if failure[2] == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise KeyError("the disk of this machine is gone")
             yield batch
 
     def bad_samples(self) -> BadSamples:

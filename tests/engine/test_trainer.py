@@ -69,33 +69,6 @@ def test_run_equals_a_loop_by_hand(run_tiny, load_tiny, tmp_path: Path) -> None:
         torch.testing.assert_close(trained[name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_accumulation_equals_the_large_batch() -> None:
-    """With equal numbers of boxes, and without batch statistics."""
-    items = same_boxes(8)
-    gradients = []
-    for split in (1, 4):
-        model = make_model(norm=False)
-        steps = make_step(model, accumulation_steps=split, clip_grad_norm=None)
-        size = len(items) // split
-        result = steps.run(0, [items[i * size : (i + 1) * size] for i in range(split)])
-        gradients.append([p.grad.clone() for p in model.parameters()])
-        assert len(gradients[-1]) == 6
-        gradients[-1].append(result.losses["loss"])
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
-    assert float(gradients[0][0].abs().max()) > 1e-3
-
-
-def test_unequal_boxes_are_normalised_batch_by_batch() -> None:
-    """What the documentation says: the mean of the batches' own losses, not of all boxes."""
-    items = [tiny_item(tiny_dataset(), i, 0) for i in range(8)]
-    model = make_model(norm=False)
-    losses = make_step(model, accumulation_steps=2).run(0, [items[:2], items[2:]]).losses
-    fresh = make_model(norm=False).train()
-    separate = [fresh(items[:2])["loss_bbox"], fresh(items[2:])["loss_bbox"]]
-    torch.testing.assert_close(losses["loss_bbox"], sum(separate).detach() / 2)
-    assert not torch.isclose(losses["loss_bbox"], fresh(items)["loss_bbox"].detach())
-
-
 def test_gradient_is_clipped_and_its_norm_reported() -> None:
     model = make_model()
     result = make_step(model, clip_grad_norm=0.05).run(0, [same_boxes(4)])
