@@ -22,6 +22,13 @@ _ANNOTATION_ARRAYS = {"classes": np.int32, "iscrowd": np.bool_, "areas": np.floa
 _ARRAYS = ("key_bytes", "key_offsets", "offsets", "boxes", *_IMAGE_ARRAYS, *_ANNOTATION_ARRAYS)
 
 
+class Sources(NamedTuple):
+    """What a mixture of data sets consists of; the first part of each key names its source."""
+
+    roots: dict[str, str]  # the folder of each source's images
+    weights: dict[str, float] | None  # of images in training; None: all images are equal
+
+
 class Record(NamedTuple):
     """One image and its annotations. The arrays are the caller's own copies."""
 
@@ -59,6 +66,7 @@ class DetectionDataset:
         classes: Any,
         iscrowd: Any = None,
         areas: Any = None,
+        sources: Sources | None = None,
     ):
         """Take the arrays described above.
 
@@ -71,11 +79,12 @@ class DetectionDataset:
             heights, widths: (n,) pixels; 0 where unknown.
             iscrowd: None for "none is a crowd".
             areas: None for the boxes' own areas.
+            sources: Of a mixture; see `predet.data.mixing`.
 
         Raises:
             ValueError: An array does not fit the others, or a key or an id occurs twice.
         """
-        self.name, self.root = name, os.fspath(root)
+        self.name, self.root, self.sources = name, os.fspath(root), sources
         self.class_names = tuple(class_names)
         self.category_ids = tuple(int(category) for category in category_ids)
         encoded = [key.encode("utf-8", "surrogateescape") for key in keys]
@@ -150,7 +159,7 @@ class DetectionDataset:
         key = self.key(index)
         return Record(
             key=key,
-            path=os.path.join(self.root, key),
+            path=self._path(key),
             image_id=int(self.image_ids[index]),
             height=int(self.heights[index]),
             width=int(self.widths[index]),
@@ -158,6 +167,12 @@ class DetectionDataset:
             classes=self.classes[rows].astype(np.int64),
             iscrowd=self.iscrowd[rows].copy(),
         )
+
+    def _path(self, key: str) -> str:
+        if self.sources is None:
+            return os.path.join(self.root, key)
+        source, _, key = key.partition("/")
+        return os.path.join(self.sources.roots[source], key)
 
     def _position(self, index: int) -> int:
         if not -len(self) <= index < len(self):
@@ -187,6 +202,7 @@ class DetectionDataset:
             keys=[self.key(index) for index in chosen],
             offsets=starts,
             boxes=self.boxes[rows],
+            sources=self.sources,
             **{array: getattr(self, array)[chosen] for array in _IMAGE_ARRAYS},
             **{array: getattr(self, array)[rows] for array in _ANNOTATION_ARRAYS},
         )
@@ -215,6 +231,7 @@ class DetectionDataset:
             classes=classes,
             iscrowd=iscrowd,
             areas=areas,
+            sources=self.sources,
             **{array: getattr(self, array) for array in _IMAGE_ARRAYS},
         )
 

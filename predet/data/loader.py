@@ -29,6 +29,7 @@ from predet.d2 import comm
 from predet.data import sampling
 from predet.data.dataset import DetectionDataset
 from predet.data.images import BadSampleError
+from predet.data.mixing import train_stream
 from predet.data.workers import (
     Loaded,
     Mapper,
@@ -96,7 +97,7 @@ class TrainLoader:
         self.dataset, self.mapper = dataset, mapper
         self.total_batch_size, self.num_workers = total_batch_size, num_workers
         self.on_bad_sample = on_bad_sample
-        self.stream = sampling.ImageStream(num_images=len(dataset), seed=seed)
+        self.stream = train_stream(dataset, seed=seed)
         self._bad_samples = BadSamples()
 
     def batches(

@@ -30,6 +30,7 @@ def pseudo_labelled(
     score_threshold: float | Literal["auto"] = "auto",
     class_names: Sequence[str] | None = None,
     empty: Literal["keep", "drop"] = "keep",
+    shuffle_seed: int | None = None,
 ) -> DetectionDataset:
     """The images of `dataset` with the boxes of `store` in place of their annotations.
 
@@ -46,6 +47,9 @@ def pseudo_labelled(
         class_names: the classes of the result, in this order; boxes of other classes are left out.
             None takes the store's.
         empty: keep or drop the images that are left without boxes; counted in the log.
+        shuffle_seed: a control: every image gets the boxes of another one, scaled to its size, by
+            a draw of this seed. Counts, sizes, places and classes of boxes stay as they are over
+            the whole set; only what they lie on is wrong. None leaves the boxes where they belong.
 
     Raises:
         ValueError: the store lacks an image, or was made from images of another size; no class of
@@ -61,6 +65,8 @@ def pseudo_labelled(
     index_of = {key: index for index, key in enumerate(dataset.keys())}
     chosen = _Chosen.collect(store, index_of, label_of, top_k, score_threshold)
     _check_sizes(dataset, store, chosen)
+    if shuffle_seed is not None:
+        chosen = _shuffled(chosen, shuffle_seed)
     result = DetectionDataset(
         name=f"{dataset.name}, {store.meta['method']} boxes",
         root=dataset.root,
@@ -73,6 +79,7 @@ def pseudo_labelled(
         offsets=chosen.offsets,
         boxes=chosen.boxes,
         classes=chosen.classes,
+        sources=dataset.sources,
     )
     counts = np.diff(result.offsets)
     logger.info(
@@ -164,6 +171,22 @@ def _best(
         return position
     rank = np.arange(len(row)) - np.searchsorted(row, row, side="left")
     return position[rank < top_k]
+
+
+def _shuffled(chosen: _Chosen, seed: int) -> _Chosen:
+    """The boxes moved to other images, along one cycle through all of them in random order."""
+    order = np.random.default_rng(seed).permutation(len(chosen.heights))
+    source = np.empty_like(order)
+    source[order] = np.roll(order, -1)
+    counts = np.diff(chosen.offsets)[source]
+    offsets = np.zeros_like(chosen.offsets)
+    np.cumsum(counts, out=offsets[1:])
+    rows = np.repeat(chosen.offsets[source] - offsets[:-1], counts) + np.arange(offsets[-1])
+    scale = np.stack(
+        [chosen.widths / chosen.widths[source], chosen.heights / chosen.heights[source]] * 2, axis=1
+    )
+    boxes = (chosen.boxes[rows] * np.repeat(scale, counts, axis=0)).astype(np.float32)
+    return chosen._replace(offsets=offsets, boxes=boxes, classes=chosen.classes[rows])
 
 
 def _without_skipped(dataset: DetectionDataset, store: BoxStore) -> DetectionDataset:

@@ -46,7 +46,7 @@ class TrainSamples(Dataset[Loaded]):
         self,
         dataset: DetectionDataset,
         mapper: Mapper,
-        stream: sampling.ImageStream,
+        stream: sampling.Stream,
         total_batch_size: int,
         on_bad_sample: str,
     ):
