@@ -20,9 +20,11 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_FORMAT = 1
 
-# Keys that change how a run is carried out or reported, not what comes out of it.
+# Keys that change how a run is carried out or reported, not what comes out of it. How a step is
+# divided (accumulation, processes) changes the order of summation only.
 _RUN_TIME_KEYS = re.compile(
-    r"train\.(output_dir|log_period|eval_period|checkpoint_period|find_unused_parameters)"
+    r"train\.(output_dir|log_period|eval_period|eval_at|best_metric|best_mode|checkpoint_period"
+    r"|accumulation_steps|find_unused_parameters)"
     r"|dataloader\.(test|evaluator)(\..*)?"
     r"|(.*\.)?num_workers"
 )
@@ -65,8 +67,8 @@ def check_same_run(state: Mapping[str, Any], identity: Mapping[str, Any], where:
     """Refuse to go on from a checkpoint of another run.
 
     Raises:
-        ValueError: another config (the keys are listed), data set, Detectron2 side or number of
-            processes, or no training checkpoint at all.
+        ValueError: another config (the keys are listed), data set or Detectron2 side, or no
+            training checkpoint at all.
     """
     for key in ("format", "step", "optimizer", "config_items", "provenance"):
         if key not in state:
@@ -80,8 +82,6 @@ def check_same_run(state: Mapping[str, Any], identity: Mapping[str, Any], where:
     problems = changed_keys(state["config_items"], identity["config_items"])
     if then["d2"] != now["d2"]:
         problems.append(f"Detectron2 side: '{then['d2']}' then, '{now['d2']}' now (PREDET_D2)")
-    if then["world_size"] != now["world_size"]:
-        problems.append(f"number of processes: {then['world_size']} then, {now['world_size']} now")
     if then["dataset"]["fingerprint"] != now["dataset"]["fingerprint"]:
         problems.append(f"training data: {_data(then)} then, {_data(now)} now")
     if problems:
@@ -90,6 +90,18 @@ def check_same_run(state: Mapping[str, Any], identity: Mapping[str, Any], where:
             + "\n  ".join(problems)
             + "\nGo back to the settings of that run, or choose another train.output_dir "
             "(train.init_checkpoint starts a new run from these weights)."
+        )
+    division = "train.accumulation_steps"
+    if (then["world_size"], state["config_items"].get(division)) != (
+        now["world_size"],
+        identity["config_items"].get(division),
+    ):
+        logger.warning(
+            "the steps are divided otherwise than before (%s process(es) then, %s now): images "
+            "and augmentations stay the same, sums are taken in another order, and random numbers "
+            "inside the model (dropout) are others",
+            then["world_size"],
+            now["world_size"],
         )
     for what in ("torch", "predet", "device"):
         if then[what] != now[what]:
@@ -106,10 +118,15 @@ def changed_keys(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """One line for each config key that differs and matters to the result."""
     lines = []
     for key in sorted({*then, *now}):
-        if _RUN_TIME_KEYS.fullmatch(key) or then.get(key) == now.get(key):
+        if not changes_the_result(key) or then.get(key) == now.get(key):
             continue
         lines.append(f"{key}: {then.get(key, 'not set')} then, {now.get(key, 'not set')} now")
     return lines
+
+
+def changes_the_result(key: str) -> bool:
+    """Whether a config key decides what comes out of a run, not only how it is carried out."""
+    return _RUN_TIME_KEYS.fullmatch(key) is None
 
 
 def _data(provenance: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ and `loss_bbox_enc` weigh as `loss_bbox`.
 
 Deviation from the papers: they normalise each process's share by itself in the softmax loss, and
 count at least one box a process. We normalise over the whole optimiser step where its counts are
-known, so that processes and micro-batches do not change the loss (decision 9).
+known, so that processes and micro-batches do not change the loss (decision 10).
 """
 
 from __future__ import annotations
