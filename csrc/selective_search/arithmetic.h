@@ -81,17 +81,17 @@ struct ByteScale {
   bool fused = false;
 
   ByteScale() = default;
-  ByteScale(float low, float high, bool fused_) : empty(!(high > low)), fused(fused_) {
+  PREDET_HOST_DEVICE ByteScale(float low, float high, bool fused_) : empty(!(high > low)), fused(fused_) {
     if (empty) return;
     const double range = double(high) - double(low);
     factor = static_cast<float>(255.0 / range);
     shift = static_cast<float>(-255.0 * double(low) / range);
   }
 
-  int operator()(float value) const {
+  PREDET_HOST_DEVICE int operator()(float value) const {
     if (empty) return 0;
-    const float scaled = fused ? std::fma(value, factor, shift) : value * factor + shift;
-    const float rounded = std::nearbyint(scaled);
+    const float scaled = fused ? fmaf(value, factor, shift) : value * factor + shift;
+    const float rounded = nearbyintf(scaled);
     return rounded < 0.0f ? 0 : rounded > 255.0f ? 255 : static_cast<int>(rounded);
   }
 };

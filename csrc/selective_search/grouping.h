@@ -4,16 +4,11 @@
 #include <cstdint>
 #include <vector>
 
-#include "arithmetic.h"
+#include "hierarchy.h"
 #include "statistics.h"
 
 namespace predet {
 namespace selective_search {
-
-// What similarity looks at; the parts that are on weigh the same.
-struct Strategy {
-  bool color, fill, texture, size;
-};
 
 struct Grouping {
   std::vector<Box> boxes;       // the regions in order, then every merged one

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 namespace predet {
 namespace selective_search {
@@ -96,12 +97,12 @@ class PairSet {
     insert(pair);
   }
 
-  std::vector<std::pair<int32_t, int32_t>> sorted() {
+  std::vector<Touching> sorted() {
     slots_.erase(std::remove(slots_.begin(), slots_.end(), kFree), slots_.end());
     std::sort(slots_.begin(), slots_.end());
-    std::vector<std::pair<int32_t, int32_t>> pairs;
+    std::vector<Touching> pairs;
     pairs.reserve(slots_.size());
-    for (const uint64_t pair : slots_) pairs.emplace_back(int32_t(pair >> 32), int32_t(pair));
+    for (const uint64_t pair : slots_) pairs.push_back({int32_t(pair >> 32), int32_t(pair)});
     return pairs;
   }
 

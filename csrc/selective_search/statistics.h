@@ -2,10 +2,10 @@
 #pragma once
 
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 #include "arithmetic.h"
+#include "hierarchy.h"
 #include "segmentation.h"
 
 namespace predet {
@@ -43,7 +43,7 @@ struct Regions {
   std::vector<int32_t> sizes;
   int32_t color_bins = 0, texture_bins = 0;
   std::vector<float> color, texture;                 // (regions, bins); each row sums to one
-  std::vector<std::pair<int32_t, int32_t>> touching;  // ascending pairs, ascending
+  std::vector<Touching> touching;                    // ascending pairs, ascending
   int32_t ambiguous = 0;                             // see Segmentation
 };
 
