@@ -10,6 +10,8 @@ Run: tools/lazyconfig_train_net.py --config-file configs/selftrain_o365.py --num
     tools/lazyconfig_train_net.py --num-gpus 8 train.reinit=auto \\
         --config-file configs/deformable_detr_two_stage_r50_coco_50ep.py \\
         train.init_checkpoint=output/selftrain_o365/checkpoints/last.pth
+Schedule: 5 epochs x 54_446 steps (1_742_289 images in batches of 32) = 272_230 steps; a tenth of
+the learning rate after 4 epochs = 217_784 steps.
 
 From the paper's text that we have: data, teacher, top-30 boxes, pseudo-classes, one round. Ours,
 because it does not tell: two-stage variant; length, learning rate and batch (DETReg's and those of
@@ -22,6 +24,7 @@ For the variant "confidence above 0.5": data.selection.top_k=None data.selection
 from .common.models.deformable_detr import two_stage
 from .common.optim import optimizer
 from .common.schedule import constant as lr_multiplier
+from .common.schedule import set_length
 from .common.self_training import data, dataloader, pretrain
 from .common.train import train
 
@@ -35,8 +38,5 @@ optimizer.lr = 2e-4
 optimizer.params.lr_factors = {"sampling_offsets": 0.1}  # the backbone is frozen
 
 train.output_dir = "output/selftrain_o365"
-train.max_iter = 272_230  # 5 epochs * 1_742_289 images / 32 a batch
-lr_multiplier.max_iter = train.max_iter
-lr_multiplier.drop_steps = [217_784]  # epoch 4
-train.eval_period = 54_446  # 1 epoch, on COCO val2017
+set_length(train, lr_multiplier, epoch=1_742_289 // 32, epochs=5, drop=4)
 train.checkpoint_period = 5_000

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig
+import torch
+from omegaconf import DictConfig, open_dict
 
 from predet.d2 import instantiate
 from predet.data.augmentation import DETRAugmentation
 from predet.engine.config import load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-COCO_IMAGES = 118_287
+COCO, VOC, O365, IN1K = 118_287, 16_551, 1_742_289, 1_281_167  # images
 
 DETR_MODEL = {
     "transformer.hidden_dim": 256,
@@ -44,12 +47,41 @@ DEFORMABLE_MODEL = {
     "criterion.weights": {"loss_class": 2, "loss_bbox": 5, "loss_giou": 2},
     "top_k": 100,
 }
+H_DEFORMABLE_MODEL = {
+    **DEFORMABLE_MODEL,
+    "transformer.ffn_dim": 2048,
+    "transformer.dropout": 0,
+    "queries.num_one_to_many": 1500,
+    "criterion.copies": 6,
+    "criterion.one_to_many_weight": 1,
+    "with_box_refine": True,
+    "look_forward_twice": True,
+}
+H_SWIN_MODEL = {
+    key: value
+    for key, value in H_DEFORMABLE_MODEL.items()
+    if key not in ("backbone.norm", "backbone.freeze_at")
+} | {"backbone.freeze_at": 0, "backbone.window_size": 7}
+SWIN_T = {"backbone.embed_dim": 96, "backbone.depths": [2, 2, 6, 2], "backbone.drop_path": 0.2}
+SWIN_L = {"backbone.embed_dim": 192, "backbone.depths": [2, 2, 18, 2], "backbone.drop_path": 0.2}
 MODELS = {
     "detr_r50_coco_300ep": DETR_MODEL,
     "deformable_detr_r50_coco_50ep": {**DEFORMABLE_MODEL, "with_box_refine": False},
     "deformable_detr_refined_r50_coco_50ep": {**DEFORMABLE_MODEL, "with_box_refine": True},
     "deformable_detr_two_stage_r50_coco_50ep": {**DEFORMABLE_MODEL, "with_box_refine": True},
-}
+    "h_deformable_detr_r50_coco_12ep": H_DEFORMABLE_MODEL,
+    "h_deformable_detr_r50_coco_36ep": H_DEFORMABLE_MODEL,
+    "h_deformable_detr_swin_t_coco_12ep": {**H_SWIN_MODEL, **SWIN_T},
+    "h_deformable_detr_swin_t_coco_36ep": {**H_SWIN_MODEL, **SWIN_T},
+    "h_deformable_detr_swin_l_coco_12ep": {**H_SWIN_MODEL, **SWIN_L},
+    "h_deformable_detr_swin_l_coco_36ep": {
+        **H_SWIN_MODEL, **SWIN_L, "backbone.drop_path": 0.5,
+    },
+    "h_deformable_detr_swin_l_900q_coco_36ep": {
+        **H_SWIN_MODEL, **SWIN_L, "backbone.drop_path": 0.5, "queries.num_queries": 900,
+        "top_k": 300,
+    },
+}  # fmt: skip
 
 
 def value_at(cfg: DictConfig, dotted: str) -> object:
@@ -66,32 +98,120 @@ def test_models(name: str) -> None:
         assert value_at(model, key) == expected, key
 
 
-# Batch, epochs, epoch of the drop, learning rate, factors of single parts.
+BACKBONE, OFFSETS = {"backbone": 0.1}, {"sampling_offsets": 0.1}
+ONE_STAGE = {**BACKBONE, **OFFSETS, "reference_points": 0.1}
+TWO_STAGE = {**BACKBONE, **OFFSETS}
+# Images, batch, epochs, epoch of the drop, learning rate, factors of single parts.
 SCHEDULES = {
-    "detr_r50_coco_300ep": (16, 300, 200, 1e-4, {"backbone": 0.1}),
-    "deformable_detr_r50_coco_50ep": (
-        32, 50, 40, 2e-4, {"backbone": 0.1, "sampling_offsets": 0.1, "reference_points": 0.1},
-    ),
-    "deformable_detr_two_stage_r50_coco_50ep": (
-        32, 50, 40, 2e-4, {"backbone": 0.1, "sampling_offsets": 0.1},
-    ),
-}  # fmt: skip
+    "detr_r50_coco_150ep": (COCO, 16, 150, 100, 1e-4, BACKBONE),
+    "detr_r50_coco_300ep": (COCO, 16, 300, 200, 1e-4, BACKBONE),
+    "detr_r50_coco_500ep": (COCO, 16, 500, 400, 1e-4, BACKBONE),
+    "detr_r50_voc_150ep": (VOC, 16, 150, 100, 1e-4, BACKBONE),
+    "detr_r50_voc_300ep": (VOC, 16, 300, 200, 1e-4, BACKBONE),
+    "deformable_detr_r50_coco_50ep": (COCO, 32, 50, 40, 2e-4, ONE_STAGE),
+    "deformable_detr_refined_r50_coco_50ep": (COCO, 32, 50, 40, 2e-4, ONE_STAGE),
+    "deformable_detr_two_stage_r50_coco_50ep": (COCO, 32, 50, 40, 2e-4, TWO_STAGE),
+    "deformable_detr_r50_voc_100ep": (VOC, 32, 100, 70, 2e-4, ONE_STAGE),
+    "deformable_detr_refined_r50_voc_100ep": (VOC, 32, 100, 70, 2e-4, ONE_STAGE),
+    "deformable_detr_two_stage_r50_voc_100ep": (VOC, 32, 100, 70, 2e-4, TWO_STAGE),
+    "selftrain_o365": (O365, 32, 5, 4, 2e-4, OFFSETS),
+    "selftrain_in1k": (IN1K, 32, 5, 4, 2e-4, OFFSETS),
+    "selftrain_h_deformable_swin_l_o365": (O365, 16, 5, 4, 2e-4, OFFSETS),
+    "selftrain_h_deformable_r50_o365": (O365, 16, 5, 4, 2e-4, OFFSETS),
+    "h_deformable_detr_swin_l_900q_coco_36ep": (COCO, 16, 36, 30, 2e-4, TWO_STAGE),
+} | {
+    f"h_deformable_detr_{backbone}_{data}_{epochs}ep": (images, 16, epochs, drop, 2e-4, TWO_STAGE)
+    for backbone in ("r50", "swin_t", "swin_l")
+    for data, images in (("coco", COCO), ("voc", VOC))
+    for epochs, drop in ((12, 11), (36, 30))
+}
+LARGE_DECAY = ("h_deformable_detr_swin_l_900q_coco_36ep", "selftrain_h_deformable_swin_l_o365")
+
+
+def test_every_recipe_with_epochs_is_listed() -> None:
+    recipes = {
+        path.stem for path in CONFIGS.glob("*.py") if "Schedule:" in (docstring(path.stem) or "")
+    }
+    of_papers = {path.stem for path in CONFIGS.glob("*.py") if re.search(r"\d+ep$", path.stem)}
+    assert recipes == set(SCHEDULES)
+    assert of_papers <= recipes
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedules(name: str) -> None:
-    batch, epochs, drop, lr, factors = SCHEDULES[name]
+    images, batch, epochs, drop, lr, factors = SCHEDULES[name]
     cfg = load_config(CONFIGS / f"{name}.py", [])
-    steps = COCO_IMAGES // batch  # the authors drop the batch that is not full
+    steps = images // batch  # the authors drop the batch that is not full
     assert cfg.dataloader.train.total_batch_size == batch
-    assert abs(cfg.train.max_iter - epochs * steps) <= epochs
+    assert cfg.train.max_iter == epochs * steps
     schedule = instantiate(cfg.lr_multiplier)
     at = [schedule(epoch / epochs) for epoch in (0, drop - 0.5, drop + 0.5, epochs - 0.5)]
     assert at == pytest.approx([1, 1, 0.1, 0.1])
-    assert (cfg.optimizer.lr, cfg.optimizer.weight_decay) == (lr, 1e-4)
+    assert schedule(drop / epochs) == pytest.approx(0.1)
+    assert cfg.optimizer.lr == lr
+    assert cfg.optimizer.weight_decay == (0.05 if name in LARGE_DECAY else 1e-4)
     assert cfg.optimizer.params.lr_factors == factors
     assert "no_weight_decay" not in cfg.optimizer.params
     assert cfg.train.clip_grad_norm == 0.1
+    assert cfg.train.output_dir == f"output/{name}"
     resize = cfg.dataloader.test.mapper.augmentation
     assert (resize.short_sides, resize.max_size) == ([800], 1333)
     assert cfg.dataloader.train.mapper.augmentation._target_ is DETRAugmentation
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_arithmetic_of_docstrings(name: str) -> None:
+    """What a recipe says of its length is right, and is what it does."""
+    text = " ".join((docstring(name) or "").split())
+    found = re.search(
+        r"Schedule: ([\d_]+) epochs x ([\d_]+) steps \(([\d_]+) images in batches of (\d+)\) = "
+        r"([\d_]+) steps; a tenth of the learning rate after (\d+) epochs = ([\d_]+) steps",
+        text,
+    )
+    assert found, f"no schedule in {text}"
+    epochs, epoch, images, batch, steps, drop, drop_step = map(int, found.groups())
+    assert (images, batch, epochs, drop) == SCHEDULES[name][:4]
+    assert epoch == images // batch
+    assert (steps, drop_step) == (epochs * epoch, drop * epoch)
+    cfg = load_config(CONFIGS / f"{name}.py", [])
+    assert cfg.train.max_iter == cfg.lr_multiplier.max_iter == steps
+    assert cfg.lr_multiplier.drop_steps == [drop_step]
+    assert steps % cfg.train.eval_period == 0
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if "_voc_" in name])
+def test_voc_recipes_are_those_of_coco_on_other_data(name: str) -> None:
+    cfg = load_config(CONFIGS / f"{name}.py", [])
+    coco = name.replace("_voc_100ep", "_voc_50ep").replace("_voc_", "_coco_")
+    other = load_config(CONFIGS / f"{coco}.py", [])
+    assert cfg.model == other.model
+    assert cfg.optimizer == other.optimizer
+    assert cfg.data.train.source == cfg.data.test.source == "datasets/voc0712"
+    assert (cfg.data.train.split, cfg.data.test.split) == ("trainval", "test")
+
+
+# Counted on the authors' classes: with 91 classes 47.9, 48.5 and, with 900 queries, 218 million.
+PARAMETERS = {
+    "h_deformable_detr_r50_coco_12ep": (47.9, 47_946_073),
+    "h_deformable_detr_swin_t_coco_36ep": (48.5, 48_489_107),
+    "h_deformable_detr_swin_l_900q_coco_36ep": (218, 218_233_517),
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_of_h_deformable_detr(name: str) -> None:
+    published, count = PARAMETERS[name]
+    cfg = load_config(
+        CONFIGS / f"{name}.py", ["data.num_classes=91", "model.backbone.weights=None"]
+    )
+    with open_dict(cfg):
+        cfg.model.backbone.allow_random_frozen = True
+    with torch.device("meta"):
+        model = instantiate(cfg.model)
+    found = sum(p.numel() for p in model.parameters())
+    assert found == count
+    assert round(found / 1e6, 0 if published == 218 else 1) == published
+
+
+def docstring(name: str) -> str | None:
+    return ast.get_docstring(ast.parse((CONFIGS / f"{name}.py").read_text()))
