@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from predet.d2 import comm
+from predet.d2.embedded import comm
 
 T = TypeVar("T")
 Batch = list[dict[str, Any]]
@@ -62,11 +62,15 @@ def from_main(value: T) -> T:
     return comm.all_gather(value)[0]
 
 
+class SharedError(ValueError):
+    """An error that every process raises at the same time."""
+
+
 def raise_together(problem: str | None) -> None:
-    """Raise one ValueError on every process if any of them has a problem."""
+    """Raise one error on every process if any of them has a problem."""
     problems = [text for text in comm.all_gather(problem) if text]
     if problems:
-        raise ValueError(problems[0])
+        raise SharedError(problems[0])
 
 
 def gather_lines(value: Any) -> list[tuple[int, Any]]:

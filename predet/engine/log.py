@@ -23,8 +23,10 @@ class _NotInFileOnly(logging.Filter):
         return not getattr(record, "file_only", False)
 
 
-def setup_logging(output_dir: str | Path | None = None, rank: int = 0) -> None:
+def setup_logging(output_dir: str | Path | None = None, rank: int = 0) -> Path | None:
     """Send the log of this process to its places; calling it again replaces the places.
+
+    Returns the file among them, if there is one.
 
     Args:
         output_dir: folder of `train.log` (rank 0) or `train.rank<r>.log`; None: terminal only.
@@ -39,11 +41,11 @@ def setup_logging(output_dir: str | Path | None = None, rank: int = 0) -> None:
         handlers.append(logging.StreamHandler(sys.stdout))
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         handlers[-1].addFilter(_NotInFileOnly())
+    path = None
     if output_dir is not None:
-        folder = Path(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        name = "train.log" if rank == 0 else f"train.rank{rank}.log"
-        handlers.append(logging.FileHandler(folder / name, encoding="utf-8"))
+        path = Path(output_dir) / ("train.log" if rank == 0 else f"train.rank{rank}.log")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(path, encoding="utf-8"))
         handlers[-1].setFormatter(
             logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
         )
@@ -53,3 +55,4 @@ def setup_logging(output_dir: str | Path | None = None, rank: int = 0) -> None:
         root.addHandler(handler)
     root.setLevel(min(root.level or logging.WARNING, logging.INFO))
     logging.captureWarnings(True)
+    return path

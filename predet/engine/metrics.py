@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from predet.d2 import comm
+from predet.d2.embedded import comm
 
 try:
     import resource

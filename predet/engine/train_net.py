@@ -19,11 +19,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from omegaconf import DictConfig
 
 from predet.checkpoint import Checkpoints
-from predet.d2 import comm, default_argument_parser, instantiate
+from predet.d2 import default_argument_parser, instantiate
+from predet.d2.embedded import comm
 from predet.d2.embedded.launch import launch
 from predet.engine.build import (
     build_evaluation,
@@ -38,7 +40,9 @@ from predet.engine.build import (
 from predet.engine.config import list_keys as keys_of
 from predet.engine.config import load_config, require_sections
 from predet.engine.config_text import render, save_resolved
+from predet.engine.failure import end_of_run
 from predet.engine.inference import without_backbone_weights
+from predet.engine.lifeline import Lifeline
 from predet.engine.log import setup_logging
 from predet.engine.metrics import result_table, without_nan
 from predet.engine.provenance import run_identity
@@ -48,8 +52,9 @@ from predet.engine.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
-# Longer than any evaluation or slow disk; what hangs for ever still ends.
-PROCESS_TIMEOUT = datetime.timedelta(hours=3)
+# Of one exchange of gradients. Processes that wait for data, an evaluation or a checkpoint of
+# another one do so without it, and a process that fails or dies is noticed within seconds.
+PROCESS_TIMEOUT = datetime.timedelta(minutes=30)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -80,21 +85,27 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """One process of the job: train, or evaluate."""
-    with StopRequest().listening() as stop:
-        cfg = _load(args)
-        settings = TrainSettings.from_config(cfg.train)
-        setup_logging(settings.output_dir, comm.get_rank())
-        logger.info("%s", args.command)
-        logger.info("%s", describe_machine())
+    """One process of the job: train, or evaluate.
+
+    Raises:
+        SystemExit: with one message, for what the user can change.
+    """
+    host = urlsplit(args.dist_url).hostname if args.dist_url else None
+    with StopRequest().listening() as stop, Lifeline([host] if host else []) as lifeline:
+        log = None
         try:
+            cfg = _load(args)
+            settings = TrainSettings.from_config(cfg.train)
+            log = setup_logging(settings.output_dir, comm.get_rank())
+            logger.info("%s", args.command)
+            logger.info("%s", describe_machine())
             if args.eval_only:
                 evaluate_only(cfg, settings, num_gpus=args.num_gpus)
             else:
                 train(cfg, settings, num_gpus=args.num_gpus, resume=args.resume, stop=stop)
-        except Exception:
-            logger.error("the run failed", exc_info=True, extra={"file_only": True})
-            raise
+        except Exception as error:
+            end = end_of_run(error, lifeline, log)
+            raise end from (None if end is error else error)
 
 
 def train(

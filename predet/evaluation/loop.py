@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from predet.d2 import DatasetEvaluator, comm
+from predet.d2 import DatasetEvaluator
+from predet.d2.embedded import comm
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,8 @@ def evaluate(
     """Evaluate `model` on what `loader` gives, on all processes together.
 
     The model runs in evaluation mode without gradients; every module's mode is put back afterwards,
-    also when something fails.
+    also when something fails. Processes wait for the slowest, and for the one that counts, without
+    regard to the timeout of the process group.
 
     Returns:
         The evaluator's result, the same on every process.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import multiprocessing
 import os
@@ -140,10 +141,12 @@ def _child(argv: list[str], env: Mapping[str, str], log: str) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from predet.engine.train_net import main
+    from predet.engine import train_net
 
+    if "STANDIN_TIMEOUT" in env:
+        train_net.PROCESS_TIMEOUT = datetime.timedelta(seconds=float(env["STANDIN_TIMEOUT"]))
     try:
-        main(argv)
+        train_net.main(argv)
     finally:
         sys.stdout.flush()
 

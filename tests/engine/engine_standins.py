@@ -164,7 +164,8 @@ class TinyLoader:
 
     Environment variables disturb a run without changing what it computes: STANDIN_DELAY is the
     number of seconds to wait for each batch (of STANDIN_SLOW_RANK alone, where that is set),
-    STANDIN_TERM_AT the number of the batch at which rank 0 sends itself SIGTERM, and
+    STANDIN_TERM_AT the number of the batch at which rank 0 sends itself SIGTERM,
+    STANDIN_EVALUATION the seconds that rank 0 spends alone in each evaluation, and
     STANDIN_FAIL=RANK:BATCH:HOW makes a rank fail there: "kill" is SIGKILL, "raise" an error.
 
     Args:
@@ -245,5 +246,7 @@ class TinyEvaluator(DatasetEvaluator):
             self.errors[item["image_id"]] = float(box.square().mean())
 
     def evaluate(self) -> dict[str, float]:
+        if comm.is_main_process():
+            time.sleep(float(os.environ.get("STANDIN_EVALUATION", 0)))
         errors = {k: v for part in comm.all_gather(self.errors) for k, v in part.items()}
         return {"AP": -sum(errors[k] for k in sorted(errors)) / len(errors), "AP/a": 1.0}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+# Of exchanges in main memory: one process may evaluate or save for hours while others wait here.
+PATIENCE = timedelta(days=1)
 
 _local_group: dist.ProcessGroup | None = None
 
@@ -67,26 +71,27 @@ def get_local_size() -> int:
 
 
 def synchronize() -> None:
-    """Wait until all processes are here."""
+    """Wait until all processes are here, however long that takes."""
     if get_world_size() == 1:
         return
-    if dist.get_backend() == "nccl":
-        dist.barrier(device_ids=[torch.cuda.current_device()])
-    else:
-        dist.barrier()
+    dist.barrier(group=_patient_group())
+
+
+def _patient_group() -> dist.ProcessGroup:
+    """All ranks, in main memory, with patience instead of the timeout of gradients."""
+    return _make_patient_group(dist.group.WORLD)
 
 
 @functools.cache
-def _cpu_group() -> dist.ProcessGroup | None:
-    """A group of all ranks for objects in main memory; None is the default group."""
-    return dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else None
+def _make_patient_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
+    return dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list:
     """Everybody's `data` (anything that can be pickled), ordered by rank, on every rank."""
     if get_world_size() == 1:
         return [data]
-    group = group or _cpu_group()
+    group = group or _patient_group()
     gathered: list = [None] * dist.get_world_size(group)
     dist.all_gather_object(gathered, data, group=group)
     return gathered
@@ -96,7 +101,7 @@ def gather(data: Any, dst: int = 0, group: dist.ProcessGroup | None = None) -> l
     """Everybody's `data`, ordered by rank, on rank `dst`; an empty list on the others."""
     if get_world_size() == 1:
         return [data]
-    group = group or _cpu_group()
+    group = group or _patient_group()
     gathered: list | None = None
     if dist.get_rank() == dst:
         gathered = [None] * dist.get_world_size(group)

@@ -2,8 +2,8 @@
 
 Beyond that contract: without GPUs the processes run on the CPU and talk through gloo; under
 `torchrun`, or whatever else sets its variables, no process is started; SIGTERM is passed on to the
-processes; if one fails the others are ended, and the error raised here shows its traceback; none
-outlives the process that started it.
+processes; if one fails the others are ended, and the error raised here shows its traceback (or, if
+it ended by `sys.exit(text)`, so does this one); none outlives the process that started it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from datetime import timedelta
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -35,6 +35,7 @@ from predet.d2.embedded import comm
 logger = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
+_TRACEBACK = "\0"  # first character of a report that is a traceback, not a last word
 GRACE_SECONDS = 10  # for the other processes to end by themselves, then once more after SIGTERM
 
 
@@ -79,7 +80,8 @@ def launch(
     Raises:
         ValueError: the numbers do not fit together or with the machine.
         RuntimeError: a process failed; says which and shows its traceback.
-        SystemExit: the processes were ended by a SIGTERM to this one and did not handle it.
+        SystemExit: a process ended by `sys.exit(text)`; or the processes were ended by a SIGTERM to
+            this one and did not handle it.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         job = _torchrun_job(num_gpus_per_machine, num_machines, timeout)
@@ -218,20 +220,24 @@ def _spawn(jobs: list[_Job], main_func: Callable[..., Any], args: Sequence[Any])
             return
         if sigterm.is_set() and not any(report.exists() for report in reports):
             sys.exit(128 + signal.SIGTERM)
-        raise RuntimeError(_describe_failure(jobs, processes, reports, first_failed))
+        _raise_failure(jobs, processes, reports, first_failed)
 
 
 def _worker(
     job: _Job, main_func: Callable[..., Any], args: Sequence[Any], report: Path, parent: int
 ) -> None:
-    """Body of a spawned process; leaves the traceback in `report` if it fails."""
+    """Body of a spawned process; leaves traceback or last word in `report` if it fails."""
     _die_with(parent)
     if not job.use_gpu and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, _usable_cores() // job.local_size))
     try:
         _run(job, main_func, args)
+    except SystemExit as end:
+        if end.code:
+            report.write_text(end.code if isinstance(end.code, str) else "", encoding="utf-8")
+            sys.exit(1)
     except Exception:
-        report.write_text(traceback.format_exc(), encoding="utf-8")
+        report.write_text(_TRACEBACK + traceback.format_exc(), encoding="utf-8")
         sys.exit(1)
 
 
@@ -299,24 +305,27 @@ def _end(processes: Sequence[BaseProcess]) -> None:
             process.join(max(0.0, deadline - time.monotonic()))
 
 
-def _describe_failure(
+def _raise_failure(
     jobs: list[_Job], processes: Sequence[BaseProcess], reports: list[Path], first_failed: int
-) -> str:
+) -> NoReturn:
     """The report that was written first is the cause; what others report is often its effect."""
-    written = [index for index, report in enumerate(reports) if report.exists()]
-    written.sort(key=lambda index: reports[index].stat().st_mtime_ns)
+    texts = {i: path.read_text(encoding="utf-8") for i, path in enumerate(reports) if path.exists()}
+    written = sorted(texts, key=lambda index: reports[index].stat().st_mtime_ns)
+    speaking = [index for index in written if texts[index]]
     # One that died without a report did so before those that then missed it.
-    silent = processes[first_failed].exitcode != 0 and first_failed not in written
+    silent = first_failed not in texts
+    if not silent and speaking and not texts[speaking[0]].startswith(_TRACEBACK):
+        sys.exit(texts[speaking[0]])
     lines = []
-    for index in written if silent else written[1:]:
-        last = reports[index].read_text(encoding="utf-8").strip().splitlines()[-1]
+    for index in speaking if silent else speaking[1:]:
+        last = texts[index].strip().splitlines()[-1]
         lines.append(f"process {jobs[index].rank} of {jobs[index].world_size} then failed: {last}")
-    if silent:
+    if silent or not speaking:
         code = processes[first_failed].exitcode or 0
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         cause = f"ended with {how}"
     else:
-        first_failed = written[0]
-        cause = "failed:\n\n" + reports[first_failed].read_text(encoding="utf-8")
+        first_failed = speaking[0]
+        cause = "failed:\n\n" + texts[first_failed].removeprefix(_TRACEBACK)
     job = jobs[first_failed]
-    return "\n".join([f"process {job.rank} of {job.world_size} {cause}", *lines])
+    raise RuntimeError("\n".join([f"process {job.rank} of {job.world_size} {cause}", *lines]))
