@@ -7,6 +7,7 @@ go to a temporary file in the same folder, are flushed to the disk, and take the
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import re
@@ -54,10 +55,24 @@ def write_beside(path: Path, state: Mapping[str, Any]) -> Path:
             torch.save(plain, file)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        refusal = _refusal_of_the_disk(error)
+        if refusal is not None:
+            raise refusal from error
         raise
     return temporary
+
+
+def _refusal_of_the_disk(error: BaseException) -> OSError | None:
+    """The OSError behind another one: `torch.save` hides it while it closes its archive."""
+    behind = error.__context__
+    while isinstance(error, RuntimeError) and behind is not None:
+        if isinstance(behind, OSError):
+            return behind
+        behind = behind.__context__
+    return None
 
 
 def sync_folder(folder: Path) -> None:

@@ -23,6 +23,13 @@ class _NotInFileOnly(logging.Filter):
         return not getattr(record, "file_only", False)
 
 
+class _File(logging.FileHandler):
+    """A full disk must not bury the terminal under messages about the log."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 def setup_logging(output_dir: str | Path | None = None, rank: int = 0) -> Path | None:
     """Send the log of this process to its places; calling it again replaces the places.
 
@@ -45,7 +52,7 @@ def setup_logging(output_dir: str | Path | None = None, rank: int = 0) -> Path |
     if output_dir is not None:
         path = Path(output_dir) / ("train.log" if rank == 0 else f"train.rank{rank}.log")
         path.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(path, encoding="utf-8"))
+        handlers.append(_File(path, encoding="utf-8"))
         handlers[-1].setFormatter(
             logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
         )

@@ -135,14 +135,21 @@ class History:
         """Append `row` (it holds `step`) to the history, and `scalars` to the events."""
         if self._events is None:
             return
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(without_nan(row)) + "\n")
-        for name, value in scalars.items():
-            self._events.add_scalar(name, value, row["step"])
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(without_nan(row)) + "\n")
+            for name, value in scalars.items():
+                self._events.add_scalar(name, value, row["step"])
+        except OSError as error:
+            raise ValueError(f"cannot write the history in {self._path.parent}: {error}") from error
 
     def close(self) -> None:
-        if self._events is not None:
+        if self._events is None:
+            return
+        try:
             self._events.close()
+        except OSError as error:  # what was at stake is in metrics.jsonl and in the checkpoint
+            logger.warning("cannot close the events in %s: %s", self._path.parent, error)
 
     def _truncate(self, step: int, evaluated: bool) -> None:
         if not self._path.exists():
@@ -199,6 +206,13 @@ def memory_gb(device: torch.device) -> float:
         return 0.0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a small file that is there as a whole or not at all."""
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def without_nan(value: Any) -> Any:

@@ -81,6 +81,8 @@ class OptimizerStep:
         """Make ready to train: exchange of gradients between processes, compilation."""
         self.model.train()
         self._wrapped = self.model
+        if self.settings.compile:
+            compile_parts(self.model)
         if comm.get_world_size() > 1:
             self._wrapped = DistributedDataParallel(
                 self.model,
@@ -88,8 +90,6 @@ class OptimizerStep:
                 find_unused_parameters=self.settings.find_unused_parameters,
             )
             self._settled = comm.get_world_size() == 2  # a + b = b + a, whatever the order
-        if self.settings.compile:
-            self._wrapped.compile()
 
     def run(self, step: int, batches: list[Batch], *, data_seconds: float = 0.0) -> StepResult:
         """Run step number `step` (from 0) on the batches of this rank.
@@ -198,7 +198,14 @@ class OptimizerStep:
             "high, train.clip_grad_norm=None, fp16."
         )
 
-    def _keep(self, step: int, batches: list[Batch], terms: list[dict[str, Tensor]]) -> Path:
+    def _keep(self, step: int, batches: list[Batch], terms: list[dict[str, Tensor]]) -> str:
+        """Write the replay bundle; its path, or why there is none."""
+        try:
+            return str(self._save_replay(step, batches, terms))
+        except OSError as error:
+            return f"could not be written: {error}"
+
+    def _save_replay(self, step: int, batches: list[Batch], terms: list[dict[str, Tensor]]) -> Path:
         return save_replay(
             self.settings.output_dir,
             batches=batches,
@@ -209,6 +216,16 @@ class OptimizerStep:
             rank=comm.get_rank(),
             precision=self.settings.precision,
         )
+
+
+def compile_parts(model: nn.Module) -> None:
+    """Compile, in place, what modules say of themselves is worth it; else the whole model.
+
+    A detector overrides `compile`: its forward has parts that are no work for a compiler.
+    """
+    own = [part for part in model.modules() if type(part).compile is not nn.Module.compile]
+    for part in own or [model]:
+        part.compile()
 
 
 def _mean_terms(terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import logging
 import shlex
 import sys
@@ -44,7 +43,7 @@ from predet.engine.failure import end_of_run
 from predet.engine.inference import without_backbone_weights
 from predet.engine.lifeline import Lifeline
 from predet.engine.log import setup_logging
-from predet.engine.metrics import result_table, without_nan
+from predet.engine.metrics import result_table, without_nan, write_json
 from predet.engine.provenance import run_identity
 from predet.engine.settings import TrainSettings
 from predet.engine.stopping import StopRequest, interrupt_passed_to_children
@@ -163,7 +162,7 @@ def evaluate_only(cfg: DictConfig, settings: TrainSettings, *, num_gpus: int) ->
             "results": results,
         }
         path = Path(settings.output_dir) / "evaluation.json"
-        path.write_text(json.dumps(without_nan(record), indent=2))
+        write_json(path, without_nan(record))
         logger.info("evaluation of %s\n%s", settings.init_checkpoint, result_table(results))
     return results
 

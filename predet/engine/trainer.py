@@ -13,7 +13,6 @@ order of summation (and what looks at a part alone: batch statistics, dropout, p
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -37,6 +36,7 @@ from predet.engine.metrics import (
     progress_line,
     result_table,
     without_nan,
+    write_json,
 )
 from predet.engine.provenance import check_same_run
 from predet.engine.settings import TrainSettings
@@ -222,13 +222,15 @@ class Trainer:
         """Evaluate (the average where there is one), on all ranks, and keep the best weights."""
         assert self.evaluate is not None
         model, ema = self.steps.model, self.steps.ema
+        both = ema is not None and self.finished
+        if both:  # the model itself once, and first: what the evaluator writes is of the average
+            broadcast_buffers(model)
+            plain = self.evaluate(model)
         chosen = model if ema is None else ema.model
         broadcast_buffers(chosen)
         results = dict(self.evaluate(chosen))
-        if ema is not None and self.finished:  # both, once
-            broadcast_buffers(model)
-            plain = self.evaluate(model)
-            results |= {f"{METRIC} (no EMA)": plain[METRIC]} if METRIC in plain else {}
+        if both and METRIC in plain:
+            results[f"{METRIC} (no EMA)"] = plain[METRIC]
         self.results = {name: float(value) for name, value in results.items()}
         self._evaluated = self.step
         assert self._history is not None
@@ -237,8 +239,8 @@ class Trainer:
         value = self.results.get(METRIC)
         if value is not None and value > self.best.get("value", -math.inf):
             self.best = {"metric": METRIC, "value": value, "step": self.step}
-            if comm.is_main_process():
-                self.checkpoints.save_best({**self._weights(), "results": self.results})
+            state = {**self._weights(), "results": self.results}
+            self._write(lambda: self.checkpoints.save_best(state))
 
     def _finish(self) -> None:
         if self._saved != self.step:
@@ -248,7 +250,7 @@ class Trainer:
             self._save()
         summary = {"step": self.step, "results": self.results, "best": self.best}
         if comm.is_main_process():
-            self._summary.write_text(json.dumps(without_nan(summary), indent=2))
+            write_json(self._summary, without_nan(summary))
         if self.best:
             logger.info("best %(metric)s %(value).2f at step %(step)d", self.best)
         logger.info(
@@ -260,14 +262,25 @@ class Trainer:
     def _save(self) -> None:
         """Write the state of this step boundary (rank 0; all ranks must call it)."""
         window = self._window.state_dict()
+        self._write(
+            lambda: self.checkpoints.save({**self._weights(), **self._progress(), "window": window})
+        )
+        self._saved = self.step
+
+    def _write(self, write: Callable[[], Any]) -> None:
+        """Have rank 0 write a checkpoint, or all ranks stop where it cannot be written."""
         problem = None
         if comm.is_main_process():
             try:
-                self.checkpoints.save({**self._weights(), **self._progress(), "window": window})
+                write()
             except OSError as error:
                 problem = f"cannot save a checkpoint in {self.checkpoints.folder}: {error}"
+                if self._saved >= 0:
+                    problem += (
+                        f"; that of step {self._saved} is whole, and the same command with "
+                        "--resume goes on from it"
+                    )
         raise_together(problem)
-        self._saved = self.step
 
     def _weights(self) -> dict[str, Any]:
         ema = self.steps.ema

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from predet.data.dataset import DetectionDataset
 from predet.data.loader import BadSamples
 
 SIZE = 8
+FULL = 12_000  # bytes that a file may have where "the disk is full": less than a checkpoint has
 
 
 class TinyBackbone(nn.Module):
@@ -166,7 +168,8 @@ class TinyLoader:
     number of seconds to wait for each batch (of STANDIN_SLOW_RANK alone, where that is set),
     STANDIN_TERM_AT the number of the batch at which rank 0 sends itself SIGTERM,
     STANDIN_EVALUATION the seconds that rank 0 spends alone in each evaluation, and
-    STANDIN_FAIL=RANK:BATCH:HOW makes a rank fail there: "kill" is SIGKILL, "raise" an error.
+    STANDIN_FAIL=RANK:BATCH:HOW makes a rank fail there: "kill" is SIGKILL, "raise" an error, "full"
+    lets it write no large files from there on.
 
     Args:
         nan_at, nan_rank: the batch and rank whose first image is NaN.
@@ -212,6 +215,11 @@ class TinyLoader:
             if [str(rank), str(number)] == failure[:2]:
                 if failure[2] == "kill":
                     os.kill(os.getpid(), signal.SIGKILL)
+                if failure[2] == "full":
+                    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (FULL, hard))
+                    yield batch
+                    continue
                 raise KeyError("the disk of this machine is gone")
             yield batch
 
