@@ -44,6 +44,8 @@ def choose_device(wanted: str, num_gpus: int) -> torch.device:
 def fill_classes(cfg: DictConfig, dataset: Any) -> None:
     """Put the classes of the data into `data.num_classes` and `data.class_names`.
 
+    A config whose `data` has no key `num_classes` does without classes if the data has none.
+
     Raises:
         ValueError: the config names other ones, or neither data nor config have any.
     """
@@ -53,7 +55,7 @@ def fill_classes(cfg: DictConfig, dataset: Any) -> None:
             cfg.data = {}
         given, given_names = cfg.data.get("num_classes"), cfg.data.get("class_names")
         if not names:
-            if given is None:
+            if given is None and "num_classes" in cfg.data:
                 raise ValueError(
                     f"data set '{dataset.name}' has no classes, so data.num_classes must be given"
                 )

@@ -12,9 +12,10 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from predet.checkpoint import load_detector
+from predet.checkpoint import load_detector, save_checkpoint
 from predet.d2 import Boxes, Instances, instantiate
-from predet.engine.build import build_optimizer
+from predet.data.scenes import make_scenes
+from predet.engine.build import build_optimizer, fill_classes
 from predet.engine.config import load_config, require_sections
 from predet.engine.config_text import save_resolved
 from predet.engine.settings import TrainSettings
@@ -23,7 +24,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (ROOT / "configs").rglob("*.py")
-    if path.name != "__init__.py" and "common" not in path.parts
+    if path.name != "__init__.py"
+    and "common" not in path.parts
+    and not path.name.startswith("compare_")  # tests/contracts/test_comparisons.py
 )
 NUM_CLASSES = 3
 # What makes a model small, wherever a config has a key of this name.
@@ -72,6 +75,14 @@ def small(config: str) -> DictConfig:
     return cfg
 
 
+def makes_a_backbone(config: str) -> bool:
+    """Whether the model holds no detector: its product is a backbone."""
+    try:
+        return "image_domain" in str(loaded(config).model._target_)
+    except Exception:  # its own test, of loading, says why
+        return False
+
+
 def configs_of_distinct_models() -> list[str]:
     """One config for each model and choice of parameter groups: recipes share many of them."""
     found: dict[str, str] = {}
@@ -86,8 +97,18 @@ def configs_of_distinct_models() -> list[str]:
     return list(found.values())
 
 
-@pytest.fixture(params=configs_of_distinct_models())
+DISTINCT = configs_of_distinct_models()
+
+
+@pytest.fixture(params=[config for config in DISTINCT if not makes_a_backbone(config)])
 def small_config(request: pytest.FixtureRequest) -> DictConfig:
+    """Of a detector, or of a method that holds one."""
+    return small(request.param)
+
+
+@pytest.fixture(params=[config for config in DISTINCT if makes_a_backbone(config)])
+def backbone_config(request: pytest.FixtureRequest) -> DictConfig:
+    """Of a method that trains a backbone alone."""
     return small(request.param)
 
 
@@ -211,7 +232,9 @@ def test_detector_transfers_out_of_any_model(small_config: DictConfig) -> None:
     assert all(value.equal(source[name]) for name, value in detector.state_dict().items())
 
 
-def test_resolved_config_builds_the_same_model(small_config: DictConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", DISTINCT)
+def test_resolved_config_builds_the_same_model(config: str, tmp_path: Path) -> None:
+    small_config = small(config)
     path = tmp_path / "config.resolved.py"
     save_resolved(small_config, path)
     again = load_config(path, [])
@@ -220,3 +243,84 @@ def test_resolved_config_builds_the_same_model(small_config: DictConfig, tmp_pat
         for cfg in (small_config, again)
     ]
     assert json.dumps(shapes[0]) == json.dumps(shapes[1])
+
+
+def batch_of_views(cfg: DictConfig, tmp_path: Path) -> list[dict]:
+    """Four drawn scenes through the config's own mapper."""
+    make_scenes(tmp_path / "scenes", num_images=4, image_size=96, num_classes=2, seed=0)
+    cfg.data.view.size = 64
+    cfg.data.unlabeled.source = str(tmp_path / "scenes/images")  # without any annotation
+    cfg.dataloader.train.total_batch_size = 4
+    cfg.dataloader.train.num_workers = 0
+    loader = instantiate(cfg.dataloader.train)
+    fill_classes(cfg, loader.dataset)
+    return next(loader.batches(0))
+
+
+def test_small_backbone_steps_on_a_folder_of_images(
+    backbone_config: DictConfig, tmp_path: Path
+) -> None:
+    views = batch_of_views(backbone_config, tmp_path)
+    torch.manual_seed(0)
+    model = instantiate(backbone_config.model).train()
+    optimizer = build_optimizer(backbone_config, model)
+    losses = model(views)
+    assert all(name.startswith("loss_") for name in losses)
+    assert all(value.ndim == 0 and value.isfinite() for value in losses.values())
+    sum(losses.values()).backward()
+    assert all(p.requires_grad and p.grad is not None for p in model.parameters())
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer.step()
+    moved = [name for name, p in model.named_parameters() if not p.equal(before[name])]
+    assert len(moved) > 0.95 * len(before)
+
+
+def test_small_backbone_encodes_as_its_checkpoint_does(
+    backbone_config: DictConfig, tmp_path: Path
+) -> None:
+    views = batch_of_views(backbone_config, tmp_path)
+    models = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        models.append(instantiate(backbone_config.model).eval())
+    with torch.no_grad():
+        first, other = (torch.stack([x["features"] for x in model(views)]) for model in models)
+        models[1].load_state_dict(models[0].state_dict())
+        loaded_features = torch.stack([x["features"] for x in models[1](views)])
+    assert first.shape == (4, sum(models[0].backbone.channels))
+    assert first.isfinite().all()
+    assert not torch.equal(first, other)
+    assert torch.equal(first, loaded_features)
+
+
+# Each backbone recipe with a detector that its docstring names, or one of the same backbone.
+DETECTOR_OF = {
+    "configs/image_domain_folder.py": "configs/deformable_detr_folder.py",
+    "configs/small/image_domain.py": "configs/small/deformable_detr.py",
+    "configs/tiny/image_domain.py": "configs/tiny/deformable_detr.py",
+}
+
+
+@pytest.mark.parametrize("config", [config for config in CONFIGS if makes_a_backbone(config)])
+def test_backbone_is_what_the_detector_takes(config: str, tmp_path: Path) -> None:
+    """At full width: by `model.backbone.weights`, and out of `train.init_checkpoint`."""
+    torch.manual_seed(0)
+    source = instantiate(loaded(config).model.backbone).state_dict()
+    path = tmp_path / "last.pth"
+    model = {"backbone." + name: value for name, value in source.items()}
+    save_checkpoint(path, {"model": {**model, "local_head.4.bias": torch.zeros(3)}, "ema": {}})
+    cfg = small(DETECTOR_OF[config])
+    given = copy.deepcopy(loaded(DETECTOR_OF[config]).model.backbone)
+    given.weights = str(path)
+    backbone = instantiate(given)
+    assert backbone.pretrained
+    cfg.model.backbone = copy.deepcopy(given)
+    cfg.model.backbone.weights, cfg.model.backbone.allow_random_frozen = None, True
+    detector = instantiate(cfg.model)
+    report = load_detector(detector, path, reinit=("all-but-backbone",))
+    assert {name.split(".")[0] for name in report.loaded} == {"backbone"}
+    for found in (backbone.state_dict(), detector.backbone.state_dict()):
+        assert found.keys() == {name for name in source if name in found}
+        assert all(value.equal(source[name]) for name, value in found.items())
+    lost = {name for name in source if name not in backbone.state_dict()}
+    assert all(name.endswith("num_batches_tracked") for name in lost)

@@ -210,3 +210,8 @@ def test_classes_come_from_the_data(load_tiny) -> None:
         fill_classes(load_tiny("data.class_names=[b,a]"), tiny_dataset())
     with pytest.raises(ValueError, match=r"no classes, so data\.num_classes must be given"):
         fill_classes(load_tiny(), tiny_dataset(num_images=0, class_names=()))
+    cfg = load_tiny()
+    OmegaConf.set_struct(cfg, False)
+    del cfg.data.num_classes  # a model that knows no classes
+    fill_classes(cfg, tiny_dataset(num_images=0, class_names=()))
+    assert "num_classes" not in cfg.data

@@ -1,0 +1,21 @@
+"""Image-domain pre-training of the small detectors' ResNet-18, for a CPU, nothing downloaded.
+
+Run: tools/lazyconfig_train_net.py --config-file configs/small/image_domain.py --num-gpus 0 \\
+    data.unlabeled.source=IMAGES
+Then: tools/lazyconfig_train_net.py --config-file configs/small/deformable_detr.py --num-gpus 0 \\
+    model.backbone.weights=output/small/image_domain/checkpoints/last.pth ...
+"""
+
+from ..common.image_domain import data, dataloader, optimizer, pretrain
+from .deformable_detr import lr_multiplier, model, train
+
+model = pretrain(model.backbone)
+
+data.unlabeled.source = "datasets/photographs"
+data.view.size = 96
+data.view.area = [0.05, 0.4]
+dataloader.train.total_batch_size = 16
+dataloader.train.num_workers = 1
+
+train.output_dir = "output/small/image_domain"
+train.clip_grad_norm = 5.0
