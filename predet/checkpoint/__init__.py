@@ -5,6 +5,7 @@ from predet.checkpoint.store import Checkpoints
 from predet.checkpoint.transfer import (
     TransferReport,
     class_names_of,
+    head_classes_of,
     load_detector,
     reinit_for_classes,
     weights_of,
@@ -15,6 +16,7 @@ __all__ = [
     "DamagedCheckpointError",
     "TransferReport",
     "class_names_of",
+    "head_classes_of",
     "load_detector",
     "read_checkpoint",
     "reinit_for_classes",

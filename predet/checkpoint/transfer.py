@@ -129,16 +129,28 @@ def weights_of(
 
 
 def class_names_of(state: Mapping[str, Any]) -> list[str] | None:
-    """The ordered class names that a checkpoint was trained on, or None where it tells none."""
-    names = (state.get("provenance") or {}).get("class_names")
-    if isinstance(names, str):  # metadata of safetensors is text
-        names = json.loads(names)
-    return list(names) if names else None
+    """The ordered class names of the data of a checkpoint, or None where it tells none."""
+    return _names(state, "class_names")
+
+
+def head_classes_of(state: Mapping[str, Any]) -> list[str] | None:
+    """What the class head of a checkpoint knows, in order; None where it does not tell.
+
+    These are the classes of the data, unless pre-training has taught others.
+    """
+    return _names(state, "head_classes") or class_names_of(state)
 
 
 def reinit_for_classes(state: Mapping[str, Any], class_names: Sequence[str]) -> tuple[str, ...]:
-    """`reinit` by predet's rule: the class head is kept if and only if the ordered names agree."""
-    return () if class_names_of(state) == list(class_names) else ("class_head",)
+    """`reinit` by predet's rule: the class head is kept if and only if it knows these classes."""
+    return () if head_classes_of(state) == list(class_names) else ("class_head",)
+
+
+def _names(state: Mapping[str, Any], key: str) -> list[str] | None:
+    names = (state.get("provenance") or {}).get(key)
+    if isinstance(names, str):  # metadata of safetensors is text
+        names = json.loads(names)
+    return list(names) if names else None
 
 
 def _align(

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
-from predet.checkpoint import class_names_of, load_detector, read_checkpoint, reinit_for_classes
+from predet.checkpoint import head_classes_of, load_detector, read_checkpoint, reinit_for_classes
 from predet.d2 import comm, instantiate
 from predet.engine.distributed import seed_all
 from predet.engine.settings import AUTO_REINIT, TrainSettings
@@ -108,10 +108,10 @@ def load_initial_weights(
     reinit = settings.reinit
     if reinit == AUTO_REINIT:
         reinit = reinit_for_classes(state, class_names)
-    elif class_names_of(state) not in (None, list(class_names)):
+    elif head_classes_of(state) not in (None, list(class_names)):
         logger.warning(
-            "the checkpoint was trained on classes %s, the data has %s; train.reinit is %s",
-            class_names_of(state),
+            "the class head of the checkpoint knows %s, the data has %s; train.reinit is %s",
+            head_classes_of(state),
             list(class_names),
             list(reinit),
         )
@@ -129,12 +129,12 @@ def load_for_evaluation(
     if not settings.init_checkpoint:
         raise ValueError("--eval-only needs train.init_checkpoint=PATH")
     state = read_checkpoint(settings.init_checkpoint)
-    names = class_names_of(state)
+    names = head_classes_of(state)
     if names is None:
         logger.warning("%s does not tell its class names", settings.init_checkpoint)
     elif names != list(class_names):
         raise ValueError(
-            f"{settings.init_checkpoint} was trained on the classes {names}, the test data has "
+            f"{settings.init_checkpoint} knows the classes {names}, the test data has "
             f"{list(class_names)}: its detections would be counted for other classes"
         )
     load_detector(model, state, source=settings.init_checkpoint)

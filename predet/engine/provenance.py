@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from torch import nn
 
 from predet import __version__
 from predet.d2 import SIDE, comm
@@ -23,15 +24,20 @@ CHECKPOINT_FORMAT = 1
 # Keys that change how a run is carried out or reported, not what comes out of it. How a step is
 # divided (accumulation, processes) changes the order of summation only.
 _RUN_TIME_KEYS = re.compile(
-    r"train\.(output_dir|log_period|eval_period|eval_at|best_metric|best_mode|checkpoint_period"
-    r"|accumulation_steps|find_unused_parameters)"
+    r"train\.(output_dir|log_period|eval_period|eval_at|checkpoint_period|accumulation_steps"
+    r"|find_unused_parameters)"
     r"|dataloader\.(test|evaluator)(\..*)?"
     r"|(.*\.)?num_workers"
 )
 
 
-def run_identity(cfg: DictConfig, dataset: Any) -> dict[str, Any]:
-    """What every checkpoint of a run holds besides weights: format, config, provenance."""
+def run_identity(cfg: DictConfig, dataset: Any, model: nn.Module | None = None) -> dict[str, Any]:
+    """What every checkpoint of a run holds besides weights: format, config, provenance.
+
+    A model that teaches its class head other classes than those of the data says so by
+    `taught_classes(class_names)`.
+    """
+    taught = getattr(model, "taught_classes", list)
     return {
         "format": CHECKPOINT_FORMAT,
         "config": render(cfg),
@@ -43,6 +49,7 @@ def run_identity(cfg: DictConfig, dataset: Any) -> dict[str, Any]:
             "world_size": comm.get_world_size(),
             "device": str(cfg.train.get("device", "")),
             "class_names": list(dataset.class_names),
+            "head_classes": list(taught(list(dataset.class_names))),
             "dataset": describe_dataset(dataset),
         },
     }

@@ -7,6 +7,7 @@ the classes to learn; the detector's ordinary losses do the rest. The batch give
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +23,13 @@ class SemanticTarget(Protocol):
     def __call__(self, batch: Batch) -> Batch:
         """Batch dicts with `instances.gt_classes` (N,) -> the same with classes to learn."""
 
+    def taught_classes(self, class_names: Sequence[str]) -> tuple[str, ...]:
+        """What the class head knows afterwards, where the data has these classes.
+
+        It is written into checkpoints: fine-tuning with `train.reinit=auto` keeps a class head
+        that knows the classes of its data, in their order, and begins anew with any other.
+        """
+
 
 class KeepClasses:
     """The class that came with the box: a teacher's pseudo-class, or the annotated one."""
@@ -29,16 +37,21 @@ class KeepClasses:
     def __call__(self, batch: Batch) -> Batch:
         return batch
 
+    def taught_classes(self, class_names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(class_names)
+
 
 class Objectness:
     """Only "there is an object": every box is of class 0, whatever the detector's other classes.
 
-    A class head learned so does not know the classes of the data, also where their names agree:
-    fine-tune with `train.reinit=[class_head]`.
+    A class head learned so does not know the classes of the data, whatever their names.
     """
 
     def __call__(self, batch: Batch) -> Batch:
         return [{**sample, "instances": _of_class_zero(sample["instances"])} for sample in batch]
+
+    def taught_classes(self, class_names: Sequence[str]) -> tuple[str, ...]:
+        return ("object",)
 
 
 def _of_class_zero(instances: Instances) -> Instances:

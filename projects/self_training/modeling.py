@@ -12,6 +12,7 @@ pre-trained features are what the papers before keep fixed).
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -57,6 +58,10 @@ class SelfTraining(nn.Module):
     def num_classes(self) -> int:
         """Classes of the detector."""
         return self.detector.num_classes
+
+    def taught_classes(self, class_names: Sequence[str]) -> tuple[str, ...]:
+        """What the class head knows after training on data with these classes."""
+        return self.semantic_target.taught_classes(class_names)
 
     def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """In training the detector's weighted losses on the pseudo-labels, else its detections."""

@@ -242,5 +242,8 @@ def test_class_head_is_kept_if_and_only_if_names_agree() -> None:
     assert reinit_for_classes(state, ("a", "b")) == ()
     assert reinit_for_classes(state, ("b", "a")) == ("class_head",)
     assert reinit_for_classes({}, ("a", "b")) == ("class_head",)
+    pretrained = {"provenance": {"class_names": ["a", "b"], "head_classes": ["object"]}}
+    assert class_names_of(pretrained) == ["a", "b"]
+    assert reinit_for_classes(pretrained, ("a", "b")) == ("class_head",)
     assert class_names_of({"provenance": {"class_names": '["a", "b"]'}}) == ["a", "b"]
     assert class_names_of({"model": {}}) is None

@@ -34,13 +34,17 @@ def load_tiny(tiny_config: str, tmp_path: Path) -> Callable[..., DictConfig]:
 
 @pytest.fixture
 def run_tiny(load_tiny: Callable[..., DictConfig]) -> Callable[..., dict[str, float]]:
-    """`run_tiny("a=1", ..., resume=True)`: train in this process."""
+    """`run_tiny("a=1", ..., resume=True)`: train in this process, the config's model or another."""
     from predet.engine.settings import TrainSettings
     from predet.engine.stopping import StopRequest
     from predet.engine.train_net import train
 
-    def run(*overrides: str, output: str = "run", resume: bool = False) -> dict[str, float]:
+    def run(
+        *overrides: str, output: str = "run", resume: bool = False, model: DictConfig | None = None
+    ) -> dict[str, float]:
         cfg = load_tiny(*overrides, output=output)
+        if model is not None:
+            cfg.model = model
         settings = TrainSettings.from_config(cfg.train)
         return train(cfg, settings, num_gpus=0, resume=resume, stop=StopRequest())
 

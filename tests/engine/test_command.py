@@ -134,7 +134,7 @@ def test_evaluation_only(run_tiny, tiny_config: str, tmp_path: Path, capsys) -> 
     assert f"AP {results['AP']:.2f}" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"needs train\.init_checkpoint"):
         train_net.main(argv)
-    with pytest.raises(SystemExit, match=r"trained on the classes \['a', 'b'\], the test data has"):
+    with pytest.raises(SystemExit, match=r"knows the classes \['a', 'b'\], the test data has"):
         train_net.main(
             [*argv, f"train.init_checkpoint={last}", "dataloader.test.dataset.class_names=[a,c]"]
         )

@@ -221,10 +221,10 @@ class _Killed(BaseException):
 def kill_in_process(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     run = step.OptimizerStep.run
 
-    def dying(self, number, batches):
+    def dying(self, number, batches, **more):
         if number == at:
             raise _Killed
-        return run(self, number, batches)
+        return run(self, number, batches, **more)
 
     monkeypatch.setattr(step.OptimizerStep, "run", dying)
 

@@ -34,3 +34,8 @@ def test_objectness_is_class_zero_with_all_other_fields_kept() -> None:
     assert changed[0]["image"] is batch[0]["image"]
     assert len(changed[1]["instances"]) == 0
     assert batch[0]["instances"].gt_classes.tolist() == [3, 1]
+
+
+def test_targets_tell_what_the_class_head_learns():
+    assert KeepClasses().taught_classes(["cat", "dog"]) == ("cat", "dog")
+    assert Objectness().taught_classes(["cat", "dog"]) == ("object",)
