@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ class TrainSettings:
         output_dir: everything the run makes lies here.
         init_checkpoint: weights to start from (a fresh run) or to evaluate; empty: none.
         reinit: dotted names that keep their fresh values when `init_checkpoint` is loaded, or
-            "auto": the class head, if the ordered class names of checkpoint and data differ.
+            "auto": the class head, if it does not know the classes of the data in their order.
         seed: every random number of step s on rank r comes from (seed, s, r).
         device: "cuda" (falls back to "cpu", said in the log) or "cpu".
         precision: "fp32"; "bf16" or "fp16" by autocast (fp16 with a gradient scaler).
@@ -32,6 +32,11 @@ class TrainSettings:
         ema_decay: decay a step of the averaged weights, or None for no average.
         log_period, eval_period, checkpoint_period: in optimiser steps; 0 switches periodic
             evaluation or checkpoints off (the end of the run has both all the same).
+        eval_at: steps after which there is an evaluation, too; 0 is before the first step, where a
+            wrong set-up shows at once.
+        best_metric: name in the evaluation's results that chooses the best checkpoint, "AP/cat"
+            say; None: no best checkpoint. Of equal values the first counts.
+        best_mode: "max" or "min", which value is better.
         compile: run the model through torch.compile.
         channels_last: keep 4-d weights in the channels-last layout.
         find_unused_parameters: of DistributedDataParallel; slow, and not needed by our models.
@@ -51,6 +56,9 @@ class TrainSettings:
     log_period: int = 20
     eval_period: int = 5000
     checkpoint_period: int = 1000
+    eval_at: tuple[int, ...] = ()
+    best_metric: str | None = "AP"
+    best_mode: str = "max"
     compile: bool = False
     channels_last: bool = False
     find_unused_parameters: bool = False
@@ -67,6 +75,10 @@ class TrainSettings:
             self._check(name, isinstance(getattr(self, name), bool), "True or False")
         self._check("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         self._check("on_bad_sample", self.on_bad_sample in ("skip", "error"), "skip or error")
+        self._check("best_mode", self.best_mode in ("max", "min"), "max or min")
+        metric = self.best_metric
+        self._check("best_metric", metric is None or isinstance(metric, str), "a name or None")
+        self._check_steps("eval_at")
         clip, decay = self.clip_grad_norm, self.ema_decay
         self._check("clip_grad_norm", clip is None or _is_number(clip, 0), "a number > 0 or None")
         self._check(
@@ -86,6 +98,13 @@ class TrainSettings:
             value = int(value)
         right = isinstance(value, int) and not isinstance(value, bool) and value >= least
         self._check(name, right, f"a whole number >= {least}")
+
+    def _check_steps(self, name: str) -> None:
+        value = getattr(self, name)
+        steps = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [-1]
+        right = all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in steps)
+        self._check(name, right, "a list of whole numbers >= 0")
+        object.__setattr__(self, name, tuple(steps))
 
     def _check(self, name: str, right: bool, expected: str) -> None:
         if not right:

@@ -45,8 +45,6 @@ from predet.engine.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
 
-METRIC = "AP"
-
 
 class Loader(Protocol):
     """What the trainer needs of a training loader."""
@@ -141,8 +139,8 @@ class Trainer:
         if comm.is_main_process() and not self.finished:
             self._summary.unlink(missing_ok=True)  # its presence says that the run is finished
         try:
-            if self.step and not self.finished and self._evaluation_due() and not evaluated:
-                self._evaluate()  # the run was killed between checkpoint and evaluation
+            if not self.finished and self._evaluation_due() and not evaluated:
+                self._evaluate()  # before the first step, or killed after the checkpoint
             if not self.finished and not self._run_steps():
                 self._save()
                 logger.info(
@@ -195,8 +193,10 @@ class Trainer:
     def _evaluation_due(self) -> bool:
         if self.evaluate is None:
             return False
+        if self.finished or self.step in self.settings.eval_at:
+            return True
         period = self.settings.eval_period
-        return self.finished or bool(period and self.step % period == 0)
+        return bool(self.step and period and self.step % period == 0)
 
     def _report(self, lr: float) -> None:
         window, self._window = self._window, Window()
@@ -229,16 +229,30 @@ class Trainer:
         chosen = model if ema is None else ema.model
         broadcast_buffers(chosen)
         results = dict(self.evaluate(chosen))
-        if both and METRIC in plain:
-            results[f"{METRIC} (no EMA)"] = plain[METRIC]
+        metric = self.settings.best_metric
+        if both and metric in plain:
+            results[f"{metric} (no EMA)"] = plain[metric]
         self.results = {name: float(value) for name, value in results.items()}
         self._evaluated = self.step
         assert self._history is not None
         self._history.write({"step": self.step, **self.results}, self.results)
         logger.info("step %d evaluation\n%s", self.step, result_table(self.results))
-        value = self.results.get(METRIC)
-        if value is not None and value > self.best.get("value", -math.inf):
-            self.best = {"metric": METRIC, "value": value, "step": self.step}
+        self._keep_best()
+
+    def _keep_best(self) -> None:
+        """Write the best checkpoint if the evaluation that has just been is the best one."""
+        metric = self.settings.best_metric
+        if metric is None:
+            return
+        if metric not in self.results:
+            raise ValueError(
+                f"train.best_metric is '{metric}', but the evaluation gives "
+                f"{', '.join(self.results)}; choose one of them, or null for no best checkpoint"
+            )
+        sign = 1 if self.settings.best_mode == "max" else -1
+        value = self.results[metric]
+        if sign * value > sign * self.best.get("value", -sign * math.inf):  # NaN is never better
+            self.best = {"metric": metric, "value": value, "step": self.step}
             state = {**self._weights(), "results": self.results}
             self._write(lambda: self.checkpoints.save_best(state))
 

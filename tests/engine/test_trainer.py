@@ -197,6 +197,73 @@ def test_best_checkpoint_is_the_best_evaluation(run_tiny, tmp_path: Path) -> Non
     assert summary["results"]["AP"] == evaluations[20]
 
 
+def with_results(monkeypatch: pytest.MonkeyPatch, values: list[float], name: str = "AR") -> None:
+    """Evaluations give these values of `name`, one after another."""
+    from engine_standins import TinyEvaluator
+
+    left = iter(values)
+    monkeypatch.setattr(TinyEvaluator, "evaluate", lambda self: {"AP": 0.0, name: next(left)})
+
+
+@pytest.mark.parametrize(
+    ("values", "mode", "best"),
+    [
+        ([1.0, 3.0, 3.0, 2.0], "max", 8),  # of equal ones the first
+        ([1.0, 3.0, 0.5, 0.5], "min", 12),
+        ([math.nan, -2.0, math.nan, -3.0], "max", 8),
+    ],
+)
+def test_best_checkpoint_by_name_and_mode(
+    run_tiny, tmp_path: Path, monkeypatch, values: list[float], mode: str, best: int
+) -> None:
+    with_results(monkeypatch, values)
+    run_tiny(
+        "train.best_metric=AR",
+        f"train.best_mode={mode}",
+        "train.eval_period=4",
+        "train.max_iter=16",
+        "train.ema_decay=null",
+    )
+    state = read_checkpoint(tmp_path / "run/checkpoints/best.pth")
+    assert (state["step"], state["best"]["metric"]) == (best, "AR")
+    assert json.loads((tmp_path / "run/results.json").read_text())["best"] == state["best"]
+
+
+def test_best_checkpoint_survives_a_resume(run_tiny, tmp_path: Path, monkeypatch) -> None:
+    """The best was before the interruption; what comes after is worse."""
+    options = ["train.eval_period=4", "train.max_iter=16", "train.ema_decay=null"]
+    options.append("train.checkpoint_period=0")
+    with_results(monkeypatch, [5.0, 6.0], name="AP")
+    with pytest.raises(StopIteration):  # at step 12
+        run_tiny(*options)
+    with_results(monkeypatch, [1.0, 2.0], name="AP")
+    run_tiny(*options, resume=True)
+    assert read_checkpoint(tmp_path / "run/checkpoints/best.pth")["step"] == 8
+    summary = json.loads((tmp_path / "run/results.json").read_text())
+    assert summary["best"] == {"metric": "AP", "value": 6.0, "step": 8}
+
+
+def test_an_unknown_metric_is_named_at_the_first_evaluation(run_tiny, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="best_metric is 'mAP', but the evaluation gives AP, AP/a"):
+        run_tiny("train.best_metric=mAP", "train.eval_at=[0]")
+    assert not (tmp_path / "run/checkpoints").exists()  # no step has been made
+    run_tiny("train.best_metric=null", "train.max_iter=2", output="none")
+    assert not (tmp_path / "none/checkpoints/best.pth").exists()
+
+
+def test_evaluation_before_the_first_step_and_where_asked(run_tiny, tmp_path: Path) -> None:
+    run_tiny("train.eval_at=[0,3,16]", output="asked")
+    run_tiny(output="plain")
+    found = {}
+    for name in ("asked", "plain"):
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        found[name] = [(row["step"], row.get("AP")) for row in rows if "AP" in row]
+    assert [step for step, _ in found["asked"]] == [0, 3, 8, 16, 20]
+    assert [pair for pair in found["asked"] if pair[0] in (8, 16, 20)] == found["plain"]
+    assert found["asked"][0][1] != found["asked"][1][1]
+
+
 def test_average_is_evaluated(run_tiny, tmp_path: Path) -> None:
     from engine_standins import TinyEvaluator, TinyTestLoader
 
@@ -313,3 +380,37 @@ def test_pretraining_then_fine_tuning(tmp_path: Path) -> None:
     report = load_detector(detector, tmp_path / "pre.pth", reinit=("class_head",))
     assert torch.equal(detector.box_head.weight, pretraining.detector.box_head.weight)
     assert report.dropped[:2] == ("projector.weight", "projector.bias")
+
+
+@pytest.mark.parametrize("target", ["KeepClasses", "Objectness"])
+def test_a_head_that_has_learned_objectness_starts_afresh(
+    run_tiny, tmp_path: Path, caplog, target: str
+) -> None:
+    """The class names agree; what the head has been taught does not."""
+    from predet.d2 import LazyCall
+    from predet.engine.build import load_for_evaluation
+    from predet.pretext import semantic_targets
+    from predet.projects.self_training import SelfTraining
+
+    detector = LazyCall(TinyDetector)(num_classes="${data.num_classes}")
+    target_call = LazyCall(getattr(semantic_targets, target))()
+    pretraining = LazyCall(SelfTraining)(
+        detector=detector, semantic_target=target_call, freeze_backbone=False
+    )
+    run_tiny("train.max_iter=4", output="pre", model=pretraining)
+    path = tmp_path / "pre/checkpoints/last.pth"
+    state = read_checkpoint(path)
+    knows = ["a", "b"] if target == "KeepClasses" else ["object"]
+    assert state["provenance"]["class_names"] == ["a", "b"]
+    assert state["provenance"]["head_classes"] == knows
+    start = [f"train.init_checkpoint={path}", "train.reinit=auto", "optimizer.lr=1e-12"]
+    with caplog.at_level("INFO"):
+        run_tiny(*start, "train.max_iter=1", output="fine")
+    found = read_checkpoint(tmp_path / "fine/checkpoints/last.pth")["model"]
+    kept = torch.allclose(found["class_head.weight"], state["ema"]["detector.class_head.weight"])
+    assert kept == (target == "KeepClasses")
+    assert ("re-initialised (2): class_head.weight" in caplog.text) == (not kept)
+    if target == "Objectness":
+        settings = TrainSettings(max_iter=1, init_checkpoint=str(path))
+        with pytest.raises(ValueError, match=r"knows the classes \['object'\]"):
+            load_for_evaluation(make_model(), settings, ["a", "b"])
