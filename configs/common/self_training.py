@@ -17,7 +17,8 @@ from .data import data, dataloader
 data.unlabeled = dict(source="datasets/unlabeled", split=None, image_root=None)
 data.store = "output/pseudo_labels"
 # "auto": what pseudo_label.py was told, else 30 boxes and no threshold.
-data.selection = dict(top_k="auto", score_threshold="auto", empty="keep")
+# A number as shuffle_seed gives every image the boxes of another one: a control.
+data.selection = dict(top_k="auto", score_threshold="auto", empty="keep", shuffle_seed=None)
 del data.train
 
 dataloader.train.dataset = L(pseudo_labelled)(
@@ -30,6 +31,7 @@ dataloader.train.dataset = L(pseudo_labelled)(
     top_k="${data.selection.top_k}",
     score_threshold="${data.selection.score_threshold}",
     empty="${data.selection.empty}",
+    shuffle_seed="${data.selection.shuffle_seed}",
 )
 
 

@@ -38,6 +38,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     """
     cfg = LazyConfig.load(str(find_config(path)))
     _check_calls(cfg)
+    return override_config(cfg, overrides)
+
+
+def override_config(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Apply `key=value` overrides to a loaded config, in place, as `load_config` does.
+
+    Raises:
+        ValueError: an override that is not `key=value`, or an unknown key.
+    """
+    OmegaConf.set_struct(cfg, False)
     for override in overrides:
         key, value = _parse(override)
         _set(cfg, key, value)

@@ -209,3 +209,29 @@ def test_options_out_of_range(tmp_path: Path, options: dict[str, object], messag
     store = make_store(tmp_path / "store")
     with pytest.raises(ValueError, match=message):
         pseudo_labelled(images(), store=store, **options)
+
+
+def test_shuffled_boxes_are_those_of_another_image_scaled(tmp_path: Path) -> None:
+    made = rows()
+    sizes = [(100, 200), (50, 100), (200, 200), (100, 400)]
+    made = [row._replace(height=h, width=w) for row, (h, w) in zip(made, sizes, strict=True)]
+    made[1] = made[1]._replace(boxes=made[1].boxes / 2)
+    store = make_store(tmp_path / "store", made)
+    own = pseudo_labelled(images(), store=store, top_k=5)
+    moved = pseudo_labelled(images(), store=store, top_k=5, shuffle_seed=3)
+    sources = []
+    for index, (height, width) in enumerate(sizes):
+        record = moved[index]
+        fitting = [
+            other
+            for other, (h, w) in enumerate(sizes)
+            if len(own[other].boxes) == len(record.boxes)
+            and np.allclose(record.boxes / ([width, height] * 2), own[other].boxes / ([w, h] * 2))
+            and (own[other].classes == record.classes).all()
+        ]
+        assert len(fitting) == 1
+        sources += fitting
+    assert sorted(sources) == [0, 1, 2, 3]
+    assert all(source != index for index, source in enumerate(sources))
+    again = pseudo_labelled(images(), store=store, top_k=5, shuffle_seed=3)
+    assert (again.boxes == moved.boxes).all()

@@ -1,0 +1,95 @@
+"""Self-training against its controls: where the boxes come from, what their classes are.
+
+A recipe imports all sections and sets `data`, `configs`, `updates`, `comparison`, `timing` and
+`budgets`; with other keys for all its detectors it takes `stages_with(...)` instead of `stages`.
+"""
+
+from predet.d2 import LazyCall as L
+from predet.engine.comparison import Controls, PseudoLabels, Training
+
+comparison = dict(title="Self-training", labels=[20], seeds=3, matters=1.0)
+data = dict(
+    train=dict(source="datasets/mine", split="train", image_root=None),
+    unlabeled=dict(source="${data.train.source}", split="train", image_root=None),
+    test=dict(source="${data.train.source}", split="test", image_root=None),
+)
+configs = dict(
+    detector="configs/small/deformable_detr.py",
+    pretrain="configs/small/selftrain.py",
+    backbone="configs/small/image_domain.py",
+)
+updates = dict(teacher=200, pretrain=200, finetune=200, backbone=200)
+
+OBJECTNESS = "predet.pretext.semantic_targets.Objectness"
+
+
+def stages_with(training: dict | None = None, evaluation: dict | None = None) -> dict:
+    """All stages. `training`: keys of every detector training; `evaluation`: of those on labels."""
+    training = training or {}
+    labelled = {**training, **(evaluation or {})}
+
+    def supervised(length: str, **keys: object):
+        return L(Training)(
+            config="${configs.detector}",
+            on="train",
+            updates=f"${{updates.{length}}}",
+            set={**labelled, **keys},
+        )
+
+    def pretraining(keys: dict, boxes: str = "boxes"):
+        return L(Training)(
+            config="${configs.pretrain}",
+            on="unlabeled",
+            updates="${updates.pretrain}",
+            set={**training, "data.store": f"stage:{boxes}", **keys},
+        )
+
+    best_30 = {"data.selection.top_k": 30}
+    half = {"data.selection.top_k": 100, "data.selection.score_threshold": 0.5}
+    own_backbone = {"model.backbone.weights": "stage:backbone"}
+    # Trained on in every stage, as the random backbone is: they differ only in where they start.
+    own_backbone_in_student = {
+        "model.detector.backbone.weights": "stage:backbone",
+        "model.freeze_backbone": False,
+    }
+    return dict(
+        teacher=supervised("teacher"),
+        boxes=L(PseudoLabels)(teacher="teacher"),
+        best_30=pretraining(best_30),
+        best_60=pretraining({"data.selection.top_k": 60}),
+        best_100=pretraining({"data.selection.top_k": 100}),
+        above_half=pretraining(half),
+        objectness=pretraining({**best_30, "model.semantic_target._target_": OBJECTNESS}),
+        finetune=supervised("finetune"),
+        # A class head that has learned only objectness starts anew.
+        finetune_new_head=supervised("finetune", **{"train.reinit": ["class_head"]}),
+        backbone=L(Training)(
+            config="${configs.backbone}", on="unlabeled", updates="${updates.backbone}"
+        ),
+        backbone_teacher=supervised("teacher", **own_backbone),
+        backbone_boxes=L(PseudoLabels)(teacher="backbone_teacher"),
+        backbone_best_30=pretraining({**best_30, **own_backbone_in_student}, "backbone_boxes"),
+    )
+
+
+stages = stages_with()
+arms = dict(
+    scratch=["finetune"],
+    best_30=["best_30", "finetune"],
+    best_60=["best_60", "finetune"],
+    best_100=["best_100", "finetune"],
+    above_half=["above_half", "finetune"],
+    objectness=["objectness", "finetune_new_head"],
+    backbone=["backbone_teacher"],
+    backbone_best_30=["backbone_best_30", "finetune"],
+)
+titles = dict(
+    best_30="self-training, best 30 boxes",
+    best_60="self-training, best 60 boxes",
+    best_100="self-training, best 100 boxes",
+    above_half="self-training, boxes that score 0.5 and more",
+    objectness="best 30 boxes, objectness only",
+    backbone="own backbone, no self-training",
+    backbone_best_30="own backbone, best 30 boxes",
+)
+controls = L(Controls)(scratch="finetune", teacher="teacher", shuffled=["best_30"])

@@ -1,0 +1,352 @@
+"""A comparison as a config: arms, label budgets, seeds and one test set.
+
+    comparison  title; labels: label budgets (whole numbers of images, or fractions, or "all");
+                seeds: their number, each draws its own labelled images, the same for all arms;
+                matters: the smallest gain in AP that would be worth it (default 1)
+    data        train (labelled pool), unlabeled, test: `source`, `split`, `image_root` of each
+    stages      name -> `Training`, `PseudoLabels`, `Proposals` or `Checkpoint`
+    arms        name -> chain of stage names; each training starts from the one before
+    controls    `Controls`: what the built-in controls are made of
+    titles      of arms, by name
+    timing      seconds of one core that `--plan` expects: of an update, by the stem of the training
+                config's name; of a whole run for "pseudo_labels" and "proposals"
+    budgets     name -> values of other keys, taken by `tools/compare.py --budget NAME`
+
+Other sections hold what these refer to, for example `updates` for "${updates.finetune}".
+
+A stage becomes a command in a folder whose name holds a hash of all that decides its outcome: the
+resolved config, the data, and the hashes of the stages that it builds on. So arms share what they
+have in common, a changed comparison runs only what changed, and folders never mix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from predet.d2 import instantiate
+from predet.d2.embedded.overrides import parse_value
+from predet.engine.config import load_config
+from predet.engine.config_text import resolve
+from predet.evaluation.comparison import Arm
+
+REFERENCE = "stage:"  # before the name of a stage, as a value in `Training.set`
+STORE = "data.store"  # the key of the boxes in a pre-training config
+REQUIRED = ("comparison", "data", "stages", "arms")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A run of the training command.
+
+    Args:
+        config: the training config.
+        on: "train" (the labelled images that the seed draws; evaluated on the test set) or
+            "unlabeled"; sets the section `data.train` or `data.unlabeled` of the config.
+        updates: optimiser steps.
+        set: other config keys with their values. "stage:NAME" stands for what that stage made.
+        seed: None takes the comparison's; a number makes one run serve all seeds.
+    """
+
+    config: str
+    on: str
+    updates: int
+    set: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.on not in ("train", "unlabeled"):
+            raise ValueError(f"a training is on 'train' or 'unlabeled', got {self.on!r}")
+        if isinstance(self.updates, bool) or not isinstance(self.updates, int) or self.updates < 4:
+            raise ValueError(f"updates must be a whole number of at least 4, got {self.updates!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoLabels:
+    """Boxes of a teacher, by tools/pseudo_label.py.
+
+    Args:
+        teacher: the stage that trained it.
+        on: section of `data` whose images are labelled.
+        options: more options of the tool, for example `{"keep": 100}`.
+    """
+
+    teacher: str
+    on: str = "unlabeled"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposals:
+    """Boxes of Selective Search, by tools/extract_proposals.py; made once for all seeds."""
+
+    on: str = "unlabeled"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Weights that are given as a file, for example of a detector trained on COCO."""
+
+    path: str
+
+
+StageConfig = Training | PseudoLabels | Proposals | Checkpoint
+
+
+class LabelBudget(NamedTuple):
+    """How many labelled images: a number, or a fraction of the pool; both None: all."""
+
+    number: int | None
+    fraction: float | None
+
+    @classmethod
+    def parse(cls, value: Any) -> LabelBudget:
+        if value in ("all", None):
+            return cls(None, None)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return cls(value, None)
+        if isinstance(value, float) and 0 < value <= 1:
+            return cls(None, value)
+        raise ValueError(
+            f"labels: expected a number of images, a fraction in (0, 1] or 'all', got {value!r}"
+        )
+
+    def __str__(self) -> str:
+        if self.number is not None:
+            return f"{self.number} labelled images"
+        return f"{100 * self.fraction:g}% of the labels" if self.fraction else "all labels"
+
+
+class Cell(NamedTuple):
+    """One label budget and seed."""
+
+    labels: LabelBudget
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What a comparison config says; see the module's docstring."""
+
+    title: str
+    data: Mapping[str, Mapping[str, Any]]
+    stages: Mapping[str, StageConfig]
+    arms: Mapping[str, tuple[str, ...]]  # the user's and the controls
+    compared: tuple[Arm, ...]
+    labels: tuple[LabelBudget, ...]
+    seeds: int
+    matters: float
+    timing: Mapping[str, float]
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [Cell(labels, seed) for labels in self.labels for seed in range(self.seeds)]
+
+
+def load_comparison(
+    path: str | Path, overrides: Sequence[str] = (), *, budget: str | None = None
+) -> Comparison:
+    """Read a comparison config. Overrides of the command line go over those of the budget.
+
+    Raises:
+        ValueError: something is missing or unknown, or stages do not fit together; what and where
+            is in the message.
+    """
+    cfg = load_config(path)
+    missing = [key for key in REQUIRED if key not in cfg]
+    if missing:
+        raise ValueError(f"{path} is no comparison: it has no {', '.join(missing)}")
+    budgets = cfg.get("budgets") or {}
+    if budget is not None and budget not in budgets:
+        raise ValueError(f"{path} has no budget '{budget}', it has: {', '.join(budgets) or 'none'}")
+    values = budgets[budget] if budget is not None else {}
+    chosen = [f"{key}={as_text(value)}" for key, value in values.items()]
+    return parse_comparison(resolve(load_config(path, [*chosen, *overrides])))
+
+
+def parse_comparison(content: Mapping[str, Any]) -> Comparison:
+    """The comparison that a resolved config describes, with its controls added."""
+    stages = {name: _stage(name, node) for name, node in content["stages"].items()}
+    for name, stage in stages.items():
+        unknown = [other for other in references(stage) if other not in stages]
+        if unknown:
+            raise ValueError(f"stages.{name} refers to '{unknown[0]}', which is not among stages")
+    arms = {name: tuple(chain) for name, chain in content["arms"].items()}
+    for name, chain in arms.items():
+        _check_chain(f"arms.{name}", chain, stages)
+    settings = content["comparison"]
+    seeds = settings.get("seeds")
+    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
+        raise ValueError(f"comparison.seeds must be a whole number of at least 1, got {seeds!r}")
+    controls = instantiate(content["controls"]) if "controls" in content else Controls()
+    compared = controls.add_to(stages, arms, content.get("titles") or {})
+    return Comparison(
+        title=str(settings.get("title") or "Comparison"),
+        data=content["data"],
+        stages=stages,
+        arms=arms,
+        compared=compared,
+        labels=tuple(LabelBudget.parse(value) for value in settings.get("labels") or ()),
+        seeds=seeds,
+        matters=float(settings.get("matters", 1.0)),
+        timing=content.get("timing") or {},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Controls:
+    """What the built-in controls are made of.
+
+    Args:
+        scratch: the stage that trains from scratch on the labels; fine-tuning as well, usually.
+        teacher: the stage whose further training is control (c) of arms that have no teacher of
+            their own.
+        shuffled: arms that are also run with the boxes of other images.
+        checkpoint: weights to fine-tune in the same way, or None for no such arm.
+    """
+
+    scratch: str = "finetune"
+    teacher: str = "teacher"
+    shuffled: Sequence[str] = ()
+    checkpoint: str | None = None
+
+    def add_to(
+        self,
+        stages: dict[str, StageConfig],
+        arms: dict[str, tuple[str, ...]],
+        titles: Mapping[str, str],
+    ) -> tuple[Arm, ...]:
+        """Add the stages and arms of the controls; returns who is compared with whom."""
+        for key in ("scratch", "teacher"):
+            _check_chain(f"controls.{key}", (getattr(self, key),), stages)
+        candidates = [name for name, chain in arms.items() if chain != (self.scratch,)]
+        unknown = [name for name in self.shuffled if name not in candidates]
+        if unknown:
+            raise ValueError(f"controls.shuffled: there is no arm '{unknown[0]}' to shuffle")
+        by_chain = {chain: name for name, chain in arms.items()}
+        names = dict(titles)
+
+        def arm(name: str, title: str, *chain: str) -> str:
+            """The arm of this chain, added if it is not there."""
+            if chain not in by_chain:
+                arms[name], by_chain[chain] = chain, name
+                names.setdefault(name, title)
+            return by_chain[chain]
+
+        found = {}
+        scratch = arm("scratch", "scratch", self.scratch)
+        for name in candidates:
+            total = sum(stage.updates for stage in feeding(arms[name], stages))
+            longer = f"{self.scratch}_{total}"
+            stages[longer] = dataclasses.replace(stages[self.scratch], updates=total)
+            teacher = teacher_of(arms[name], stages) or self.teacher
+            own = {
+                "a": scratch,
+                "b": arm(f"scratch_{total}", f"scratch, {total} updates", longer),
+                "c": arm(f"{teacher}_{total}", f"{teacher}, {total} more updates", teacher, longer),
+            }
+            if name in self.shuffled:
+                chain = _with_shuffled_boxes(name, arms[name], stages)
+                own["d"] = arm(f"{name}_shuffled", f"{names.get(name, name)}, shuffled", *chain)
+            if self.checkpoint:
+                stages["checkpoint"] = Checkpoint(path=self.checkpoint)
+                title = f"{Path(self.checkpoint).name}, fine-tuned"
+                own["e"] = arm("checkpoint", title, "checkpoint", self.scratch)
+            found[name] = own
+        return tuple(Arm(name, names.get(name, name), found.get(name, {})) for name in arms)
+
+
+def references(stage: StageConfig) -> Iterator[str]:
+    """Names of the stages that a stage builds on, apart from its chain."""
+    if isinstance(stage, PseudoLabels):
+        yield stage.teacher
+    if isinstance(stage, Training):
+        for value in stage.set.values():
+            if isinstance(value, str) and value.startswith(REFERENCE):
+                yield value.removeprefix(REFERENCE)
+
+
+def feeding(chain: Sequence[str], stages: Mapping[str, StageConfig]) -> list[Training]:
+    """The trainings whose weights end up in an arm; a teacher gives boxes, no weights."""
+    names = list(chain)
+    for name in names:  # grows while it is read
+        if isinstance(stages[name], Training):
+            names += [other for other in references(stages[name]) if other not in names]
+    found = (stages[name] for name in names)
+    return [stage for stage in found if isinstance(stage, Training)]
+
+
+def teacher_of(chain: Sequence[str], stages: Mapping[str, StageConfig]) -> str | None:
+    """The stage whose boxes an arm pre-trains on, or None."""
+    for name in chain:
+        for other in references(stages[name]):
+            boxes = stages[other]
+            if isinstance(boxes, PseudoLabels):
+                return boxes.teacher
+    return None
+
+
+def as_text(value: Any) -> str:
+    """A value as `key=value` on the command line takes it."""
+    if isinstance(value, str):
+        if (
+            re.fullmatch(r"[\w./:@+~-]*[a-zA-Z/][\w./:@+~-]*", value)
+            and parse_value(value) == value
+        ):
+            return value
+        quoted = re.sub(r"(\\*)'", r"\1\1\\'", value)
+        return "'" + re.sub(r"(\\+)$", r"\1\1", quoted) + "'"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(as_text(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{as_text(item)}" for key, item in value.items()) + "}"
+    return str(value)
+
+
+def _stage(name: str, node: Any) -> StageConfig:
+    try:
+        stage = instantiate(node)
+    except TypeError as error:
+        raise ValueError(f"stages.{name}: {error}") from error
+    if not isinstance(stage, StageConfig):
+        raise ValueError(
+            f"stages.{name}: expected Training, PseudoLabels, Proposals or Checkpoint, "
+            f"got {stage!r}"
+        )
+    return stage
+
+
+def _check_chain(where: str, chain: Sequence[str], stages: Mapping[str, StageConfig]) -> None:
+    for name in chain:
+        if name not in stages:
+            raise ValueError(f"{where}: there is no stage '{name}'; there are {', '.join(stages)}")
+        if not isinstance(stages[name], (Training, Checkpoint)):
+            raise ValueError(
+                f"{where}: '{name}' makes no weights; boxes belong into `set` of the training "
+                f'that reads them ("data.store": "{REFERENCE}{name}")'
+            )
+    last = stages[chain[-1]] if chain else None
+    if not isinstance(last, Training) or last.on != "train":
+        raise ValueError(f"{where}: the last stage must be a training on 'train', which evaluates")
+
+
+def _with_shuffled_boxes(
+    name: str, chain: Sequence[str], stages: dict[str, StageConfig]
+) -> tuple[str, ...]:
+    """The chain with pre-training on the boxes of other images; adds the stages for it."""
+    result = []
+    for part in chain:
+        stage = stages[part]
+        if isinstance(stage, Training) and STORE in stage.set:
+            part = f"{part}_shuffled"
+            moved = {**stage.set, "data.selection.shuffle_seed": 0}
+            stages[part] = dataclasses.replace(stage, set=moved)
+        result.append(part)
+    if tuple(result) == tuple(chain):
+        raise ValueError(f"controls.shuffled: arm '{name}' has no stage that reads boxes ({STORE})")
+    return tuple(result)

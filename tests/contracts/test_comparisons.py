@@ -1,0 +1,77 @@
+"""Every shipped comparison can be planned, with each budget, and has the controls of a verdict."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from predet.data.scenes import make_scenes
+from predet.engine.comparison import Training, load_comparison
+from predet.engine.comparison_run import plan
+from predet.engine.comparison_stages import StageResolver
+from predet.engine.config import load_config
+from predet.evaluation.comparison import DECISIVE
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPARISONS = sorted(
+    path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("compare_*.py")
+    if "common" not in path.parts
+)  # fmt: skip
+HOURS = 2.0  # of two cores, on the CPU budget
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set with every split that a comparison asks for."""
+    folder = tmp_path_factory.mktemp("scenes")
+    for split in ("train", "trainval", "test"):
+        make_scenes(folder, num_images=4, image_size=64, num_classes=2, seed=0, split=split)
+    return folder
+
+
+def resolver_of(config: str, budget: str, data: Path, *overrides: str) -> StageResolver:
+    sources = [f"data.train.source={data}", *overrides]
+    comparison = load_comparison(ROOT / config, sources, budget=budget)
+    return StageResolver(comparison, output=data / "out", tools=ROOT / "tools", num_gpus=0)
+
+
+def test_comparisons_are_found() -> None:
+    assert len(COMPARISONS) >= 2
+
+
+@pytest.mark.parametrize("config", COMPARISONS)
+def test_every_arm_has_the_controls_of_a_verdict(config: str) -> None:
+    for budget in load_config(ROOT / config).budgets:
+        comparison = load_comparison(ROOT / config, budget=budget)
+        candidates = [arm for arm in comparison.compared if arm.controls]
+        assert candidates
+        for arm in candidates:
+            assert set(DECISIVE) <= set(arm.controls)
+
+
+@pytest.mark.parametrize("config", COMPARISONS)
+def test_every_stage_can_be_run(config: str, data: Path) -> None:
+    """Its config and its overrides load: the hash of a stage is made of its resolved config."""
+    resolver = resolver_of(config, "small", data, "comparison.seeds=1")
+    planned = plan(resolver)
+    assert len({p.stage.name for p in planned}) == len(planned)
+    for each in planned:
+        assert Path(each.stage.command[1]).is_file()
+        if isinstance(each.stage.config, Training):
+            overrides = [part for part in each.stage.command[7:] if "=" in part]
+            cfg = load_config(each.stage.config.config, overrides)
+            assert cfg.train.max_iter == each.stage.config.updates
+    json.dumps([p.stage.command for p in planned])
+
+
+@pytest.mark.parametrize("config", COMPARISONS)
+def test_cpu_budget_has_three_seeds_and_fits_its_time(config: str, data: Path) -> None:
+    if "cpu" not in load_config(ROOT / config).budgets:
+        pytest.skip("has one budget")
+    resolver = resolver_of(config, "cpu", data)
+    assert resolver.comparison.seeds >= 3
+    planned = plan(resolver)
+    assert all(p.seconds is not None for p in planned)
+    assert sum(p.seconds for p in planned) <= 2 * HOURS * 3600

@@ -1,0 +1,302 @@
+"""Comparisons: what becomes a stage, what is shared, what is run again, and what the page says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from comparison_job import HERE, resolver_for
+
+from predet.d2.embedded.overrides import parse_value
+from predet.data.scenes import make_scenes
+from predet.engine.comparison import LabelBudget, as_text, load_comparison
+from predet.engine.comparison_page import page_blocks
+from predet.engine.comparison_run import plan, plan_text, run, write_page
+from predet.engine.comparison_stages import Resolved, StageResolver
+from predet.engine.stages import StageFailed
+
+CONFIG = HERE / "comparison_config.py"
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    for split, count in (("train", 20), ("test", 30)):
+        seed = len(split)
+        make_scenes(folder, num_images=count, image_size=64, num_classes=2, seed=seed, split=split)
+    return folder
+
+
+def resolved(resolver: StageResolver) -> dict[tuple[str, int], list[Resolved]]:
+    comparison = resolver.comparison
+    return {(a, c.seed): resolver.chain(a, c) for c in comparison.cells for a in comparison.arms}
+
+
+def test_controls_are_added() -> None:
+    comparison = load_comparison(CONFIG)
+    assert comparison.arms["scratch_200"] == ("finetune_200",)
+    assert comparison.stages["finetune_200"].updates == 200  # 100 of pre-training, 100 after it
+    assert comparison.arms["teacher_200"] == ("teacher", "finetune_200")
+    assert comparison.arms["method_shuffled"] == ("pretrain_shuffled", "finetune")
+    assert comparison.stages["pretrain_shuffled"].set["data.selection.shuffle_seed"] == 0
+    by_name = {arm.name: arm for arm in comparison.compared}
+    assert by_name["method"].title == "the method"
+    assert by_name["method"].controls == {
+        "a": "scratch",
+        "b": "scratch_200",
+        "c": "teacher_200",
+        "d": "method_shuffled",
+    }
+    assert not by_name["scratch_200"].controls
+
+
+def test_a_given_checkpoint_is_control_e(tmp_path: Path, scenes: Path) -> None:
+    weights = tmp_path / "coco.pth"
+    weights.write_bytes(b"weights")
+    resolver = resolver_for(
+        tmp_path / "out", f"data.train.source={scenes}", f"controls.checkpoint={weights}"
+    )
+    assert resolver.comparison.arms["checkpoint"] == ("checkpoint", "finetune")
+    chain = resolver.chain("checkpoint", resolver.comparison.cells[0])
+    assert f"train.init_checkpoint={weights}" in chain[1].command
+    assert chain[1].needs == ()  # nothing is run to make it
+    before = chain[1].name
+    weights.write_bytes(b"other weights")
+    resolver = resolver_for(
+        tmp_path / "out", f"data.train.source={scenes}", f"controls.checkpoint={weights}"
+    )
+    assert resolver.chain("checkpoint", resolver.comparison.cells[0])[1].name != before
+
+
+def test_stages_are_shared_where_they_are_the_same(tmp_path: Path, scenes: Path) -> None:
+    resolver = resolver_for(tmp_path / "out", f"data.train.source={scenes}")
+    chains = resolved(resolver)
+    first = resolver.comparison.cells[0]
+    teacher = resolver.chain("teacher_200", first)[0]
+    assert chains["scratch", 0][0].name == teacher.name  # the same run under two names
+    assert chains["method", 0][0].needs[0].startswith("pseudo_labels-")
+    names = {name: {s.name for s in resolver.closure(chain)} for name, chain in chains.items()}
+    for seed in range(3):  # all arms of a seed draw the same labels, other seeds draw others
+        assert f"data.train.seed={seed}" in chains["scratch", seed][0].command
+        assert "data.train.num_images=10" in chains["method", seed][1].command
+    assert not names["method", 0] & names["method", 1]
+    # A seed: scratch, its boxes, two pre-trainings, two fine-tunings, two long controls.
+    assert len(plan(resolver)) == 3 * 8
+
+
+def test_a_change_moves_only_what_depends_on_it(tmp_path: Path, scenes: Path) -> None:
+    source = f"data.train.source={scenes}"
+    before = resolved(resolver_for(tmp_path / "out", source))
+    after = resolved(resolver_for(tmp_path / "out", source, "updates.pretrain=60"))
+    assert before["scratch", 0] == after["scratch", 0]
+    assert before["method", 0][0].needs == after["method", 0][0].needs  # the boxes
+    assert before["method", 0][0].name != after["method", 0][0].name
+    assert before["method", 0][1].name != after["method", 0][1].name
+    other_set = resolved(resolver_for(tmp_path / "out", source, "comparison.labels=[11]"))
+    assert not {c[0].name for c in before.values()} & {c[0].name for c in other_set.values()}
+
+
+def test_the_place_of_data_and_output_does_not_matter(tmp_path: Path, scenes: Path) -> None:
+    moved = tmp_path / "elsewhere" / "scenes"
+    shutil.copytree(scenes, moved)
+    before = resolved(resolver_for(tmp_path / "out", f"data.train.source={scenes}"))
+    after = resolved(resolver_for(tmp_path / "other", f"data.train.source={moved}"))
+    for key, chain in before.items():
+        assert [s.name for s in chain] == [s.name for s in after[key]]
+
+
+def test_budget_lies_between_file_and_command_line() -> None:
+    assert load_comparison(CONFIG).seeds == 3
+    small = load_comparison(CONFIG, budget="small")
+    assert (small.seeds, small.stages["pretrain"].updates) == (2, 40)
+    assert load_comparison(CONFIG, ["comparison.seeds=7"], budget="small").seeds == 7
+    with pytest.raises(ValueError, match="no budget 'huge', it has: small, cpu"):
+        load_comparison(CONFIG, budget="huge")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["arms={method:[nothing,finetune]}"], "arms.method: there is no stage 'nothing'"),
+        (["arms={method:[boxes,finetune]}"], "'boxes' makes no weights"),
+        (["arms={method:[finetune,pretrain]}"], "must be a training on 'train'"),
+        (["comparison.seeds=0"], "comparison.seeds must be a whole number"),
+        (["comparison.labels=[1.5]"], "a fraction in"),
+        (["stages.pretrain.on=photos"], "on 'train' or 'unlabeled', got 'photos'"),
+        (["stages.boxes.teacher=nobody"], "stages.boxes refers to 'nobody'"),
+        (["controls.shuffled=[scratch]"], "no arm 'scratch' to shuffle"),
+        (["updates.finetun=3"], "unknown key 'updates.finetun'"),
+    ],
+)
+def test_mistakes_are_named(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_comparison(CONFIG, overrides)
+
+
+def test_a_training_config_is_no_comparison() -> None:
+    with pytest.raises(ValueError, match="is no comparison: it has no comparison, stages, arms"):
+        load_comparison("configs/tiny/detr.py")
+
+
+def test_label_budgets() -> None:
+    assert LabelBudget.parse(20) == (20, None)
+    assert LabelBudget.parse(0.05) == (None, 0.05)
+    assert str(LabelBudget.parse(0.05)) == "5% of the labels"
+    assert str(LabelBudget.parse("all")) == "all labels"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("plain/path-1.pth", "a b, c", "it's", "a\\'b", "end\\", "x\\y", "1", "null"),
+        *(["a", "b c"], {"k": [1, 2.5, None, True]}, None, False, 3, 0.5),
+    ],
+    ids=repr,
+)
+def test_values_survive_the_command_line(value: object) -> None:
+    assert parse_value(as_text(value)) == value
+
+
+def run_and_report(output: Path, *overrides: str):
+    resolver = resolver_for(output, *overrides)
+    run(resolver, jobs=2)
+    return write_page(resolver, output, command="the command")
+
+
+def test_a_planted_effect_is_found(
+    tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GAIN", "0.35")
+    found = run_and_report(tmp_path, f"data.train.source={scenes}")
+    assert [v.answer for v in found.verdicts] == ["yes"]
+    content = json.loads((tmp_path / "comparison.json").read_text())
+    assert len(content["rows"]) == 3 * 5
+    rows = {(row["arm"], row["seed"]): row for row in content["rows"]}
+    for difference in content["differences"]:
+        if difference["metric"] == "AP":
+            for seed, value in difference["by_seed"].items():
+                one = rows[difference["arm"], int(seed)]["results"]["AP"]
+                other = rows[difference["control"], int(seed)]["results"]["AP"]
+                assert value == pytest.approx(one - other)
+    assert rows["method", 0]["updates"] == rows["scratch_200", 0]["updates"] == 200
+    assert rows["teacher_200", 0]["updates"] == 300
+    assert [step for step, _ in rows["scratch", 0]["curve"]] == [25, 50, 75, 100]
+    stages = {stage["stage"]: stage for stage in content["stages"]}
+    assert len(stages) == 3 * 8
+    assert all(stage["core_seconds"] > 0 for stage in stages.values())
+    # Nothing was run twice, also by asking for the page again.
+    again = run_and_report(tmp_path, f"data.train.source={scenes}")
+    assert again.verdicts == found.verdicts
+    runs = list(tmp_path.glob("stages/*/runs.txt"))
+    assert len(runs) == 3 * 7
+    assert {path.read_text() for path in runs} == {"x"}
+
+
+def test_a_planted_null_is_not_called_a_gain(
+    tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The method is better than scratch, for it has had more updates; that is no gain."""
+    monkeypatch.setenv("GAIN", "0")
+    found = run_and_report(tmp_path, f"data.train.source={scenes}")
+    (verdict,) = found.verdicts
+    assert verdict.answer != "yes"
+    by_letter = {d.letter: d for d in found.differences if d.metric == "AP"}
+    assert by_letter["a"].seeds.mean > 3
+    assert by_letter["d"].images.low <= 0 or by_letter["d"].seeds.low <= 0
+
+
+def test_a_killed_comparison_goes_on_with_what_is_missing(tmp_path: Path, scenes: Path) -> None:
+    command = [sys.executable, str(Path(__file__).parent / "comparison_job.py"), str(tmp_path)]
+    command += [f"data.train.source={scenes}", "comparison.seeds=2"]
+    gate = tmp_path / "gate"
+    first = subprocess.Popen(command, env={**os.environ, "WAIT_FOR": str(gate)})
+    until(lambda: len(list(tmp_path.glob("stages/*/runs.txt"))) == 2)
+    begun = list(tmp_path.glob("stages/*/runs.txt"))
+    for process in (first.pid, *children(first.pid)):
+        os.kill(process, signal.SIGKILL)
+    first.wait()
+    assert not list(tmp_path.glob("stages/*/results.json"))
+    workers = [subprocess.Popen(command) for _ in range(2)]  # two processes take up the work
+    assert [worker.wait(120) for worker in workers] == [0, 0]
+    runs = {path: path.read_text() for path in tmp_path.glob("stages/*/runs.txt")}
+    assert len(runs) == 2 * 7
+    assert {path for path, text in runs.items() if text == "xx"} == set(begun)
+    assert set(runs.values()) == {"x", "xx"}
+
+
+def test_page_of_what_has_finished(tmp_path: Path, scenes: Path) -> None:
+    resolver = resolver_for(tmp_path, f"data.train.source={scenes}", "comparison.seeds=1")
+    with pytest.raises(ValueError, match="no arm has finished"):
+        write_page(resolver, tmp_path, command="")
+    run(resolver, jobs=2)
+    wanted = resolver_for(tmp_path, f"data.train.source={scenes}", "comparison.seeds=2")
+    analysis = write_page(wanted, tmp_path, command="")
+    assert analysis.results.missing == 5
+    (verdict,) = analysis.verdicts
+    assert verdict.answer == "cannot tell"
+    assert "at least 3 seeds" in verdict.sentence
+    assert "5 runs have not finished" in (tmp_path / "comparison.md").read_text()
+
+
+def test_plan_counts_and_estimates(tmp_path: Path, scenes: Path) -> None:
+    resolver = resolver_for(
+        tmp_path, f"data.train.source={scenes}", "comparison.seeds=1", "updates.pretrain=200"
+    )
+    text = plan_text(plan(resolver), jobs=2)
+    assert "8 stages, 0 done; left: 8 stages, 1300 updates" in text
+    assert "core-hours" not in text  # nothing is known
+    run(resolver, jobs=2)
+    planned = plan(resolver)
+    assert all(stage.finished for stage in planned)
+    assert "left: 0 stages, 0 updates" in plan_text(planned, jobs=2)
+    more = resolver_for(tmp_path, f"data.train.source={scenes}", "comparison.seeds=2")
+    assert "core-hours" in plan_text(plan(more), jobs=2)  # measured on what has finished
+
+
+def test_a_failing_stage_is_reported(tmp_path: Path, scenes: Path) -> None:
+    (tmp_path / "stages").mkdir()
+    resolver = resolver_for(tmp_path, f"data.train.source={scenes}", "comparison.seeds=1")
+    store = next(p.stage for p in plan(resolver) if p.stage.name.startswith("pseudo_labels"))
+    store.folder.write_text("a file where a folder should be")
+    with pytest.raises(StageFailed, match="FileExistsError"):
+        run(resolver, jobs=1)
+
+
+def test_leaked_test_images_are_on_the_page(tmp_path: Path, scenes: Path) -> None:
+    leaky = tmp_path / "scenes"
+    shutil.copytree(scenes, leaky)
+    name = "instances_{}.json".format
+    test = json.loads((leaky / "annotations" / name("test")).read_text())
+    train = json.loads((leaky / "annotations" / name("train")).read_text())
+    sources = sorted((leaky / "test").iterdir()), sorted((leaky / "train").iterdir())
+    assert len(test["images"]) == len(sources[0])
+    shutil.copy(sources[0][3], sources[1][5])
+    assert train["images"]
+    overrides = (f"data.train.source={leaky}", "comparison.seeds=1")
+    analysis = run_and_report(tmp_path / "out", *overrides)
+    assert {copy.set_name for copy in analysis.leakage.copies} == {"train", "unlabeled"}
+    assert "1 of 30 test images are also" in (tmp_path / "out" / "comparison.md").read_text()
+    kept = (tmp_path / "out" / "leakage.json").read_text()
+    assert run_and_report(tmp_path / "out", *overrides).leakage == analysis.leakage
+    assert (tmp_path / "out" / "leakage.json").read_text() == kept
+    assert page_blocks(analysis)
+
+
+def until(condition, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def children(parent: int) -> list[int]:
+    """Processes that this one started."""
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True)
+    return [int(line) for line in listed.stdout.split()]
