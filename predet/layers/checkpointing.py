@@ -22,14 +22,14 @@ def run_block(block: Callable[..., Result], *inputs: Any, checkpointing: bool) -
     running statistics of batch normalisation. Without gradients nothing changes.
 
     Args:
-        block: a module, or a function of tensors without batch normalisation.
+        block: a module, or a function whose modules are among its arguments.
         inputs: its arguments.
         checkpointing: the option.
     """
     if not (checkpointing and torch.is_grad_enabled()):
         return block(*inputs)
-    modules = block.modules() if isinstance(block, nn.Module) else ()
-    batch_norms = [module for module in modules if isinstance(module, _BatchNorm)]
+    parts = [part for part in (block, *inputs) if isinstance(part, nn.Module)]
+    batch_norms = [m for part in parts for m in part.modules() if isinstance(m, _BatchNorm)]
     if not batch_norms:
         return checkpoint(block, *inputs, use_reentrant=False)
 
@@ -41,12 +41,12 @@ def run_block(block: Callable[..., Result], *inputs: Any, checkpointing: bool) -
 
 @contextlib.contextmanager
 def _without_statistics(batch_norms: list[nn.Module]) -> Iterator[None]:
-    """In training mode: normalise by the batch as before, but do not count it again."""
-    tracking = [norm for norm in batch_norms if norm.training and norm.track_running_stats]
-    for norm in tracking:
-        norm.track_running_stats = False
+    """Normalise by the batch as before, but let it move no running statistics."""
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in batch_norms]
+    for norm in batch_norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in tracking:
-            norm.track_running_stats = True
+        for norm, momentum, count in before:
+            norm.momentum, norm.num_batches_tracked = momentum, count

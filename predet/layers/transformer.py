@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from predet.layers.attention import MultiHeadAttention
+from predet.layers.checkpointing import run_block
 
 
 class Transformer(nn.Module):
@@ -31,6 +32,7 @@ class Transformer(nn.Module):
         dropout: probability for attention weights, feed-forward and residual branches.
         activation: "relu" or "gelu".
         pre_norm: normalise before each branch instead of after adding it.
+        checkpointing: compute the activations of a block again in the backward pass.
     """
 
     def __init__(
@@ -44,10 +46,12 @@ class Transformer(nn.Module):
         dropout: float = 0.1,
         activation: str = "relu",
         pre_norm: bool = False,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.hidden_dim = hidden_dim
         self.num_decoder_layers = num_decoder_layers
+        self.checkpointing = checkpointing
         block = {
             "hidden_dim": hidden_dim,
             "num_heads": num_heads,
@@ -78,7 +82,7 @@ class Transformer(nn.Module):
             Memory (B, N, D); rows of padding hold nothing of use.
         """
         for layer in self.encoder_layers:
-            tokens = layer(tokens, position, pad_mask)
+            tokens = run_block(layer, tokens, position, pad_mask, checkpointing=self.checkpointing)
         return self.encoder_norm(tokens)
 
     def decode(
@@ -106,7 +110,16 @@ class Transformer(nn.Module):
         keys = memory + memory_position
         outputs = []
         for layer in self.decoder_layers:
-            content = layer(content, query_position, keys, memory, pad_mask, attention_mask)
+            content = run_block(
+                layer,
+                content,
+                query_position,
+                keys,
+                memory,
+                pad_mask,
+                attention_mask,
+                checkpointing=self.checkpointing,
+            )
             outputs.append(self.decoder_norm(content))
         return torch.stack(outputs)
 
@@ -229,7 +242,7 @@ class FeedForward(nn.Module):
         self, *, hidden_dim: int, ffn_dim: int, dropout: float, activation: str = "relu"
     ) -> None:
         super().__init__()
-        activations = {"relu": F.relu, "gelu": F.gelu}
+        activations = {"relu": F.relu_, "gelu": F.gelu}  # in place: the widest tensors of a model
         if activation not in activations:
             raise ValueError(f"activation must be one of {list(activations)}, got {activation!r}")
         self.linear1 = nn.Linear(hidden_dim, ffn_dim)

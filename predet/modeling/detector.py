@@ -52,6 +52,8 @@ class Detector(nn.Module):
         self.normalizer = ImageNormalizer(
             pixel_mean=pixel_mean, pixel_std=pixel_std, size_divisibility=size_divisibility
         )
+        # Takes the detector as an argument, so that a copy of a detector runs on its own weights.
+        self._compiled: Callable[..., DetectorOutput] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -95,8 +97,26 @@ class Detector(nn.Module):
             condition: changes the queries before the decoder sees them: the seam for
                 pre-training on patches, masked groups and the like.
         """
-        maps = self.project(self.backbone(images.pixels))
-        return self.transform(maps, images.pad_mask, condition)
+        predict = self._compiled or type(self).predict
+        return predict(self, images.pixels, images.pad_mask, condition)
+
+    def predict(
+        self, pixels: Tensor, pad_mask: Tensor, condition: Condition | None = None
+    ) -> DetectorOutput:
+        """`detect` from bare tensors: a function of nothing but their values and shapes."""
+        maps = self.project(self.backbone(pixels))
+        return self.transform(maps, pad_mask, condition)
+
+    def compile(self, **options: Any) -> None:
+        """Compile `predict`, the model up to its raw predictions, in training and evaluation.
+
+        What depends on how many objects an image has (targets, matching, losses) or reads results
+        back (post-processing) is no work for a compiler and stays outside.
+
+        Args:
+            options: of `torch.compile`.
+        """
+        self._compiled = torch.compile(type(self).predict, **options)
 
     def project(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Feature maps of the backbone -> maps of the transformer's width."""

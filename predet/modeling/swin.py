@@ -10,7 +10,6 @@ Legend: B batch, H and W of a map, C channels, W x W pixels of a window, N windo
 
 from __future__ import annotations
 
-import functools
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -116,10 +115,14 @@ class Swin(nn.Module):
             shift = self.window_size // 2
             blocked = blocked_pairs(x.shape[1], x.shape[2], self.window_size, shift, x.device)
             for index, block in enumerate(layer.blocks):
-                shifted = index % 2 == 1
-                run = functools.partial(_run_swin_block, block, self.window_size, shifted * shift)
                 x = run_block(
-                    run, x, blocked if shifted else None, checkpointing=self.checkpointing
+                    _run_swin_block,
+                    block,
+                    x,
+                    self.window_size,
+                    shift if index % 2 else 0,
+                    blocked if index % 2 else None,
+                    checkpointing=self.checkpointing,
                 )
             if stage in self.out_stages:
                 maps.append(self.output_norms[f"stage{stage}"](x).permute(0, 3, 1, 2))
@@ -235,7 +238,7 @@ def from_windows(x: Tensor, window: int, height: int, width: int) -> Tensor:
 
 
 def _run_swin_block(
-    block: nn.Module, window: int, shift: int, x: Tensor, blocked: Tensor | None
+    block: nn.Module, x: Tensor, window: int, shift: int, blocked: Tensor | None
 ) -> Tensor:
     """One block of timm on a map (B, H, W, C) of any size."""
     _, height, width, _ = x.shape

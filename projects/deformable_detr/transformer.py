@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from predet.layers.attention import MultiHeadAttention
+from predet.layers.checkpointing import run_block
 from predet.layers.deformable_attention import MultiScaleDeformableAttention
 from predet.layers.transformer import FeedForward, Residual, xavier_init
 from predet.modeling.outputs import DetectorOutput, Queries
@@ -48,6 +49,7 @@ class DeformableTransformer(nn.Module):
         num_levels: feature maps.
         num_encoder_points: samples of a head on each map in the encoder.
         num_decoder_points: the same in the decoder.
+        checkpointing: compute the activations of a block again in the backward pass.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class DeformableTransformer(nn.Module):
         num_levels: int = 4,
         num_encoder_points: int = 4,
         num_decoder_points: int = 4,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         self.hidden_dim = hidden_dim
         self.num_levels = num_levels
         self.num_decoder_layers = num_decoder_layers
@@ -114,7 +118,15 @@ class DeformableTransformer(nn.Module):
         centers = token_centers(spatial_shapes, valid_sizes)
         reference = centers[:, :, None] * valid_ratios[:, None]  # (B, S, L, 2)
         for layer in self.encoder_layers:
-            tokens = layer(tokens, position, reference, spatial_shapes, pad_mask)
+            tokens = run_block(
+                layer,
+                tokens,
+                position,
+                reference,
+                spatial_shapes,
+                pad_mask,
+                checkpointing=self.checkpointing,
+            )
         return Memory(tokens, pad_mask, spatial_shapes, valid_sizes, valid_ratios)
 
     def decode(
@@ -147,7 +159,14 @@ class DeformableTransformer(nn.Module):
         for layer, class_head, box_head in zip(
             self.decoder_layers, class_heads, box_heads, strict=True
         ):
-            content = layer(content, queries, _in_every_level(reference, memory), memory)
+            content = run_block(
+                layer,
+                content,
+                queries,
+                _in_every_level(reference, memory),
+                memory,
+                checkpointing=self.checkpointing,
+            )
             hidden.append(content)
             logits.append(class_head(content))
             # Boxes stay in fp32 under autocast: bf16 has three digits for a coordinate.

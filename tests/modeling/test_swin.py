@@ -185,7 +185,7 @@ def test_a_block_equals_attention_pixel_by_pixel(size: tuple[int, int], index: i
         mixed = x + attention_by_pixels(block.attn, block.norm1(x), 4, shift=2 * index)
         expected = mixed + block.mlp(block.norm2(mixed))
         blocked = blocked_pairs(*size, 4, 2, x.device) if index else None
-        found = _run_swin_block(block, 4, 2 * index, x[None], blocked)[0]
+        found = _run_swin_block(block, x[None], 4, 2 * index, blocked)[0]
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
