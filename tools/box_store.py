@@ -91,7 +91,9 @@ def write_out(args: argparse.Namespace) -> None:
 def _dataset(args: argparse.Namespace) -> DetectionDataset | None:
     if args.images is None:
         return None
-    return load_dataset(args.images, split=args.split, image_root=args.image_root)
+    return load_dataset(
+        args.images, split=args.split, image_root=args.image_root, format=args.format
+    )
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -125,6 +127,7 @@ def _add_images(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--images", metavar="DATASET", help="the data set that the boxes belong to")
     sub.add_argument("--split", help="its split")
     sub.add_argument("--image-root", help="where a COCO file's names begin")
+    sub.add_argument("--format", help="its format, if it should not be detected")
 
 
 if __name__ == "__main__":

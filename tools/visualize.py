@@ -182,7 +182,9 @@ def curves(args: argparse.Namespace) -> Path:
 
 
 def _dataset(args: argparse.Namespace) -> DetectionDataset:
-    return load_dataset(args.images, split=args.split, image_root=args.image_root)
+    return load_dataset(
+        args.images, split=args.split, image_root=args.image_root, format=args.format
+    )
 
 
 def _draw(dataset: DetectionDataset, args: argparse.Namespace) -> list[int]:
@@ -218,6 +220,7 @@ def make_parser() -> argparse.ArgumentParser:
     def choice(add: Any, threshold: float | None, default: str) -> None:
         add("--split", help="split of the data set")
         add("--image-root", help="where a COCO file's names begin")
+        add("--format", help="its format, if it should not be detected")
         add("--seed", type=int, default=0, help="draws the images (default: 0)")
         add("--score-threshold", type=float, default=threshold, help=f"(default: {default})")
         add("--top-k", type=int, help="the most boxes of an image, 0: all")

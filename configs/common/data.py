@@ -17,11 +17,12 @@ data = dict(
         source="datasets/coco",
         split="train2017",
         image_root=None,
+        format=None,  # detected
         num_images=None,  # or draw so many ...
         fraction=None,  # ... or such a part, by `seed`
         seed=0,
     ),
-    test=dict(source="datasets/coco", split="val2017", image_root=None),
+    test=dict(source="datasets/coco", split="val2017", image_root=None, format=None),
 )
 
 dataloader = dict(
@@ -30,6 +31,7 @@ dataloader = dict(
             source="${data.train.source}",
             split="${data.train.split}",
             image_root="${data.train.image_root}",
+            format="${data.train.format}",
             num_images="${data.train.num_images}",
             fraction="${data.train.fraction}",
             seed="${data.train.seed}",
@@ -45,6 +47,7 @@ dataloader = dict(
             source="${data.test.source}",
             split="${data.test.split}",
             image_root="${data.test.image_root}",
+            format="${data.test.format}",
         ),
         mapper=L(DetectionMapper)(
             augmentation=L(ResizeShortSide)(short_sides=[800], max_size=1333), training=False

@@ -60,15 +60,25 @@ def average_precision(
         `max_dets`, "ARs", "ARm", "ARl" and "AP/<class name>" for every class. NaN where there is
         no ground truth to find, 0 where there is and nothing was found.
     """
-    counts = list(max_dets)
-    if not counts or counts != sorted(set(counts)) or counts[0] < 1:
-        raise ValueError(f"max_dets must be ascending counts of at least 1, got {max_dets}")
+    return evaluate_loaded(*load(ground_truth, results), max_dets=max_dets)
+
+
+def load(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> tuple[COCO, COCO]:
+    """Index ground truth and results; arguments as of `average_precision`."""
     truth = COCO()
     truth.dataset = ground_truth
     truth.createIndex()
-    evaluation = COCOeval_faster(
-        truth, truth.loadRes([dict(result) for result in results]), "bbox", print_function=_silent
-    )
+    return truth, truth.loadRes([dict(result) for result in results])
+
+
+def evaluate_loaded(
+    truth: COCO, found: COCO, *, max_dets: Sequence[int] = (1, 10, 100)
+) -> dict[str, float]:
+    """The metrics of `average_precision` for what `load` gave."""
+    counts = list(max_dets)
+    if not counts or counts != sorted(set(counts)) or counts[0] < 1:
+        raise ValueError(f"max_dets must be ascending counts of at least 1, got {max_dets}")
+    evaluation = COCOeval_faster(truth, found, "bbox", print_function=_silent)
     evaluation.params.maxDets = counts
     evaluation.evaluate()
     evaluation.accumulate()
@@ -89,7 +99,7 @@ def average_precision(
         metrics[f"AR{count}"] = _mean(recall[:, :, 0, position])
     for area, name in enumerate(AREAS[1:], start=1):
         metrics[f"AR{name[0]}"] = _mean(recall[:, :, area, last])
-    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
+    names = {category["id"]: category["name"] for category in truth.dataset["categories"]}
     for position, category in enumerate(evaluation.params.catIds):
         metrics[f"AP/{names[category]}"] = _mean(precision[:, :, position, 0, last])
     return metrics
