@@ -64,9 +64,9 @@ class HDeformableDETR(DeformableDETR):
                 where = sample.get("file_name", f"image {index} of the batch")
                 raise ValueError(
                     f"{where}: {count} targets with copies={copies} queries each need "
-                    f"{count * copies} queries of the one-to-many group, which has {available}; "
-                    f"set queries.num_one_to_many to {count * copies} or more, criterion.copies "
-                    f"to {available // count} or less, or keep fewer boxes an image"
+                    f"{count * copies} queries of the one-to-many group, which has {available}: "
+                    f"set queries.num_one_to_many to {count * copies} or more, lower "
+                    f"criterion.copies, or keep at most {available // copies} boxes an image"
                 )
         return targets
 

@@ -191,8 +191,8 @@ class TestTooManyTargets:
         with pytest.raises(
             ValueError,
             match=r"crowd\.jpg: 6 targets with copies=6 queries each need 36 queries of the "
-            r"one-to-many group, which has 30; set queries\.num_one_to_many to 36 or more, "
-            r"criterion\.copies to 5 or less",
+            r"one-to-many group, which has 30: set queries\.num_one_to_many to 36 or more, lower "
+            r"criterion\.copies, or keep at most 5 boxes an image",
         ):
             self.make(detector)(data)
 
