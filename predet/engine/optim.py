@@ -1,4 +1,4 @@
-"""Parameter groups by name."""
+"""Parameter groups by name, by kind and by depth."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +19,8 @@ def parameter_groups(
     model: nn.Module,
     lr_factors: Mapping[str, float] | None = None,
     no_weight_decay: Sequence[str] = (),
+    decay_norms: bool = True,
+    layer_decay: float | None = None,
 ) -> list[dict[str, Any]]:
     """Group a model's trained parameters by learning rate and weight decay.
 
@@ -31,10 +34,16 @@ def parameter_groups(
 
     Args:
         lr_factors: learning rate relative to the optimiser's, by pattern.
-        no_weight_decay: patterns of parameters without weight decay.
+        no_weight_decay: patterns of parameters without weight decay, for example
+            ["relative_position_bias_table"].
+        decay_norms: whether weights and biases of normalisation layers have weight decay, as in
+            the papers; False leaves them out whatever their names.
+        layer_decay: the learning rate of the backbone's last layer is multiplied by this for each
+            layer further down, on top of `lr_factors`; the backbone tells its `layer_depths()`.
 
     Raises:
-        ValueError: a pattern matches no parameter, or a factor is not positive.
+        ValueError: a pattern matches no parameter, a factor is not positive, or no part of the
+            model has layers to tell for `layer_decay`.
     """
     lr_factors = dict(lr_factors or {})
     for pattern, factor in lr_factors.items():
@@ -48,13 +57,18 @@ def parameter_groups(
         if parameter.requires_grad:
             names.setdefault(parameter, []).append(name)
     _check_patterns([*lr_factors, *no_weight_decay], names)
+    layer_factors = {} if layer_decay is None else _layer_factors(model, layer_decay)
+    norms = set() if decay_norms else _norm_parameters(model)
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for parameter, its_names in names.items():
         factor = 1.0
         for pattern, value in lr_factors.items():
             if _matches(pattern, its_names):
                 factor = float(value)
-        decays = not any(_matches(pattern, its_names) for pattern in no_weight_decay)
+        factor *= layer_factors.get(parameter, 1.0)
+        decays = parameter not in norms and not any(
+            _matches(pattern, its_names) for pattern in no_weight_decay
+        )
         group = groups.setdefault((factor, decays), {"params": [], "lr_factor": factor})
         group["params"].append(parameter)
         if not decays:
@@ -69,6 +83,30 @@ def parameter_groups(
             count,
         )
     return list(groups.values())
+
+
+def _norm_parameters(model: nn.Module) -> set[nn.Parameter]:
+    kinds = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _NormBase)
+    norms = (module for module in model.modules() if isinstance(module, kinds))
+    return {parameter for norm in norms for parameter in norm.parameters(recurse=False)}
+
+
+def _layer_factors(model: nn.Module, layer_decay: float) -> dict[nn.Parameter, float]:
+    """What `layer_decay` makes of the learning rate of each parameter of a backbone."""
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay must be above 0 and at most 1, got {layer_decay}")
+    factors: dict[nn.Parameter, float] = {}
+    for module in model.modules():
+        if hasattr(module, "layer_depths"):
+            depths = module.layer_depths()
+            last = max(depths.values())
+            for name, parameter in module.named_parameters():
+                factors[parameter] = layer_decay ** (last - depths[name])
+    if not factors:
+        raise ValueError(
+            f"layer_decay={layer_decay}: no part of {type(model).__name__} tells its layer_depths()"
+        )
+    return factors
 
 
 def _check_patterns(patterns: Sequence[str], names: Mapping[nn.Parameter, list[str]]) -> None:

@@ -61,6 +61,121 @@ def test_patterns_name_whole_parts() -> None:
         parameter_groups(model=model, lr_factors={"layers": 0.0})
 
 
+def options_of(groups: list[dict], model: nn.Module) -> dict[str, tuple[float, bool]]:
+    """Learning rate factor and whether it decays, of each parameter."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        names[parameter]: (group["lr_factor"], group.get("weight_decay", 1.0) > 0)
+        for group in groups
+        for parameter in group["params"]
+    }
+
+
+def deformable_detr(backbone: nn.Module) -> nn.Module:
+    from predet.modeling.criterion import SetCriterion
+    from predet.modeling.matcher import HungarianMatcher
+    from predet.projects.deformable_detr import (
+        DeformableDETR,
+        DeformableTransformer,
+        LearnedQueries,
+    )
+
+    sizes = {"num_encoder_layers": 1, "num_decoder_layers": 1, "ffn_dim": 32, "num_heads": 2}
+    return DeformableDETR(
+        backbone=backbone,
+        transformer=DeformableTransformer(hidden_dim=32, **sizes),
+        queries=LearnedQueries(num_queries=5, hidden_dim=32),
+        criterion=SetCriterion(
+            matcher=HungarianMatcher(classification="focal", class_cost=2.0),
+            weights={"loss_class": 2.0, "loss_bbox": 5.0, "loss_giou": 2.0},
+        ),
+        num_classes=2,
+    )
+
+
+def small_swin() -> nn.Module:
+    pytest.importorskip("timm")
+    from predet.modeling.swin import Swin
+
+    sizes = {"embed_dim": 8, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 2, 2), "window_size": 4}
+    return Swin(weights=None, **sizes)
+
+
+def test_every_parameter_learns_as_the_papers_say() -> None:
+    """Deformable and H-Deformable DETR: backbone, offsets and points at 0.1, all weights decay."""
+    model = deformable_detr(small_swin())
+    groups = parameter_groups(
+        model=model,
+        lr_factors={"backbone": 0.1, "sampling_offsets": 0.1, "reference_points": 0.1},
+    )
+    slow = {n for n, (factor, _) in options_of(groups, model).items() if factor == 0.1}
+    expected = {n for n, _ in model.named_parameters() if n.startswith("backbone.")} | {
+        f"{place}.{kind}"
+        for place in (
+            "transformer.encoder_layers.0.self_attn.sampling_offsets",
+            "transformer.decoder_layers.0.cross_attn.sampling_offsets",
+            "queries.reference_points",
+        )
+        for kind in ("weight", "bias")
+    }
+    assert slow == expected
+    assert all(decays for _, decays in options_of(groups, model).values())
+    assert {factor for factor, _ in options_of(groups, model).values()} == {0.1, 1.0}
+
+
+def test_norms_and_position_biases_can_go_without_decay() -> None:
+    model = deformable_detr(small_swin())
+    groups = parameter_groups(
+        model=model, decay_norms=False, no_weight_decay=["relative_position_bias_table"]
+    )
+    without = {n for n, (_, decays) in options_of(groups, model).items() if not decays}
+    norms = ("norm", "downsample.norm", "input_proj.0.1", "input_proj.1.1", "input_proj.2.1")
+    expected = {
+        name
+        for name, _ in model.named_parameters()
+        if "relative_position_bias_table" in name
+        or any(part in name for part in (*norms, "input_proj.3.1"))
+    }
+    assert without == expected
+    assert "input_proj.3.1.weight" in without
+    assert "backbone.output_norms.stage4.bias" in without
+    assert "backbone.layers.0.blocks.0.attn.qkv.bias" not in without
+
+
+def test_layer_decay_of_swin() -> None:
+    model = deformable_detr(small_swin())
+    options = options_of(
+        parameter_groups(model=model, lr_factors={"backbone": 0.1}, layer_decay=0.5), model
+    )
+    # Patch embedding, blocks 1 + 2 + 1 + 1, norms of the maps: the last of layers 0 to 6.
+    wanted = {
+        "backbone.output_norms.stage5.weight": 0.1,
+        "backbone.layers.3.blocks.0.mlp.fc1.weight": 0.1 / 2,
+        "backbone.layers.2.downsample.reduction.weight": 0.1 / 4,
+        "backbone.layers.1.blocks.1.attn.qkv.weight": 0.1 / 8,
+        "backbone.layers.1.blocks.0.attn.qkv.weight": 0.1 / 16,
+        "backbone.layers.0.blocks.0.norm1.weight": 0.1 / 32,
+        "backbone.patch_embed.proj.weight": 0.1 / 64,
+        "transformer.level_embed": 1.0,
+    }
+    assert {name: options[name][0] for name in wanted} == pytest.approx(wanted)
+
+
+def test_layer_decay_of_resnet() -> None:
+    from predet.modeling.backbone import ResNet
+
+    backbone = ResNet(depth=18, weights=None, norm="gn", freeze_at=0, out_stages=(3, 4, 5))
+    options = options_of(parameter_groups(model=backbone, layer_decay=0.9), backbone)
+    assert options["conv1.weight"][0] == pytest.approx(0.9**8)
+    assert options["layer1.0.bn1.weight"][0] == pytest.approx(0.9**7)
+    assert options["layer4.0.downsample.0.weight"][0] == pytest.approx(0.9)
+    assert options["layer4.1.conv2.weight"][0] == 1.0
+    with pytest.raises(ValueError, match=r"no part of Linear tells its layer_depths"):
+        parameter_groups(model=nn.Linear(2, 2), layer_decay=0.9)
+    with pytest.raises(ValueError, match=r"above 0 and at most 1, got 1\.5"):
+        parameter_groups(model=backbone, layer_decay=1.5)
+
+
 def test_shared_parameters_are_found_under_any_name() -> None:
     head = nn.Linear(2, 2)
     model = nn.ModuleDict({"a": head, "b": head})
