@@ -15,8 +15,9 @@ tools/visualize.py curves [NAME=]RUN ... --output out.png
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,31 +144,33 @@ def store(args: argparse.Namespace) -> Path:
 
 
 def batch(args: argparse.Namespace) -> Path:
-    """The first images that training sees, augmented, with their targets."""
+    """The first images that training sees, augmented, with their targets; or all their views."""
     cfg = load_config(args.config_file, args.opts)
     with open_dict(cfg):
         cfg.dataloader.train.num_workers = 0
     loader = instantiate(cfg.dataloader.train)
     names = loader.dataset.class_names
-    pictures: list[np.ndarray] = []
-    for samples in loader.batches(args.start_step):
-        for sample in samples[: args.num_images - len(pictures)]:
-            targets = sample["instances"]
-            image = sample["image"].permute(1, 2, 0).contiguous().numpy()
-            panel = Panel(
-                f"{len(targets)} targets, {image.shape[1]} x {image.shape[0]} pixels",
-                targets.gt_boxes.tensor.numpy(),
-                targets.gt_classes.numpy(),
-            )
-            pictures.append(
-                comparison(
-                    image, [panel], class_names=names, title=sample["key"], panel_width=args.width
-                )
-            )
-        if len(pictures) == args.num_images:
-            break
+    samples = itertools.chain.from_iterable(loader.batches(args.start_step))
+    pictures = [
+        comparison(image, [panel], class_names=names, title=sample["key"], panel_width=args.width)
+        for sample in itertools.islice(samples, args.num_images)
+        for image, panel in _seen(sample)
+    ]
     sheet = contact_sheet(pictures, columns=args.columns, title=args.title, class_names=names)
     return save_png(args.output, sheet)
+
+
+def _seen(sample: Mapping[str, Any]) -> Iterator[tuple[np.ndarray, Panel]]:
+    """What training sees of a sample: the image with its targets, or its views, which have none."""
+    for number, view in enumerate(sample.get("views", [sample]), start=1):
+        image = view["image"].permute(1, 2, 0).contiguous().numpy()
+        boxes, classes, what = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), f"view {number}"
+        if "instances" in view:
+            targets = view["instances"]
+            boxes, classes = targets.gt_boxes.tensor.numpy(), targets.gt_classes.numpy()
+            what = f"{len(targets)} targets"
+        title = f"{what}, {image.shape[1]} x {image.shape[0]} pixels"
+        yield image, Panel(title, boxes, classes)
 
 
 def curves(args: argparse.Namespace) -> Path:

@@ -112,6 +112,26 @@ def test_a_training_batch(tool: ModuleType, place: Path, tmp_path: Path) -> None
     assert height > 3 * 80
 
 
+def test_a_training_batch_of_views(tool: ModuleType, place: Path, tmp_path: Path) -> None:
+    """Two pictures an image."""
+    tool.main(
+        [
+            "batch",
+            "--config-file=configs/tiny/image_domain.py",
+            "--output",
+            str(tmp_path / "out.png"),
+            "--num-images=3",
+            "--columns=6",
+            "--width=64",
+            f"data.unlabeled.source={place / 'scenes'}",
+            "data.unlabeled.split=train",
+        ]
+    )
+    width, height = size_of(tmp_path / "out.png")
+    assert width == 6 * (64 + 2 * 10)
+    assert height < 2 * 110  # one row
+
+
 def test_curves(tool: ModuleType, tmp_path: Path) -> None:
     for name in ("a", "b/a"):
         (tmp_path / name).mkdir(parents=True)
