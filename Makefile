@@ -1,5 +1,5 @@
 # predet. Each target works on a fresh machine with Python >= 3.10 and a package index.
-#   make demo       set up, then the whole self-training chain on scenes drawn by predet
+#   make demo       set up, then a small comparison on scenes drawn by predet
 #   make test       set up, lint, core tests          make test-all   the same and the slow tests
 #   make fmt        format and fix                    make clean      remove what make built
 # Variables: PYTHON (interpreter that makes the environment), VENV, JOBS (test processes).

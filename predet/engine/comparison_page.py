@@ -285,12 +285,12 @@ def _costs(costs: Sequence[Cost]) -> list[Block]:
         _hours(sum(c.record.core_seconds for c in costs)),
         "",
     )
-    header = ("stage", "updates", "runs", "hours", "core-hours", "used by")
+    header = ("stage", "updates", "runs", "time", "core time", "used by")
     lost = sum(c.record.lost for c in costs)
     text = (
-        "Hours are those of one process (of one GPU, where there is one), core-hours the processor "
-        "time of all its threads and workers; both are sums over the runs. A stage that several "
-        "arms use was run once."
+        "Time is that of a stage's process (of its GPU, where it has one), core time what all its "
+        "threads and workers took of the processor; both are sums over the runs. A stage that "
+        "several arms use was run once."
     )
     if lost:
         text += f" Not in them: {lost} attempts that were killed together with the comparison."
@@ -325,4 +325,4 @@ def _interval_text(interval: Interval | None, *, signed: bool = True) -> str:
 
 
 def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.2f}"
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"

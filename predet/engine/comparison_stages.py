@@ -230,7 +230,9 @@ class StageResolver:
         return Resolved(full_name, stage, path.parent, path, path, None, (), "", None)
 
     def _data_keys(self, section: str) -> dict[str, Any]:
-        return {f"data.{section}.{k}": v for k, v in self.comparison.data[section].items()}
+        """All of them: what the comparison leaves out must not be the training config's."""
+        own = {"split": None, "image_root": None, **self.comparison.data[section]}
+        return {f"data.{section}.{key}": value for key, value in own.items()}
 
     def _folder(self, kind: str, content: Mapping[str, Any]) -> Path:
         """The kind is not the name in the comparison: stages of two names may be the same."""

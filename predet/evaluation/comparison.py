@@ -19,11 +19,12 @@ import numpy as np
 from predet.evaluation.resampling import Matches, resample_weights, resampled_ap
 from predet.evaluation.statistics import CONFIDENCE, Interval, seeds_needed, t_interval
 
-# What the controls are called in tables; a verdict needs those of `DECISIVE`.
+# What the controls are called; as long: as many updates as pre-training and fine-tuning together.
+# A verdict needs those of `DECISIVE`.
 CONTROLS = {
     "a": "scratch",
-    "b": "scratch, as many updates in all",
-    "c": "teacher trained on, as many updates in all",
+    "b": "scratch for as long",
+    "c": "teacher trained on for as long",
     "d": "boxes of other images",
     "e": "given checkpoint",
 }

@@ -27,7 +27,7 @@ class Note(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Cells as text; the first column is left-aligned, the others are numbers."""
+    """Cells as text; columns of words are left-aligned, columns of numbers right-aligned."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -110,10 +110,18 @@ def _html(block: Block) -> str:
 
 
 def _html_table(table: Table) -> str:
-    header = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.header)
+    columns = zip(*table.rows, strict=True) if table.rows else ((),) * len(table.header)
+    words = [_is_words(column) for column in columns]
+    header = "".join(
+        f'<th scope="col"{WORDS if is_words else ""}>{escape(cell)}</th>'
+        for cell, is_words in zip(table.header, words, strict=True)
+    )
     rows = "\n".join(
         f'<tr><th scope="row">{escape(row[0])}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        + "".join(
+            f"<td{WORDS if is_words else ''}>{escape(cell)}</td>"
+            for cell, is_words in zip(row[1:], words[1:], strict=True)
+        )
         + "</tr>"
         for row in table.rows
     )
@@ -122,6 +130,15 @@ def _html_table(table: Table) -> str:
         f'<div class="table"><table>{caption}<thead><tr>{header}</tr></thead>\n'
         f"<tbody>\n{rows}\n</tbody></table></div>"
     )
+
+
+WORDS = ' class="words"'
+
+
+def _is_words(cells: Sequence[str]) -> bool:
+    """Whether a column holds more words than numbers."""
+    filled = [cell for cell in cells if cell not in ("", "-")]
+    return sum(cell[0].isalpha() or cell[0] in "(/" for cell in filled) * 2 > len(filled)
 
 
 STYLE = """
@@ -163,12 +180,15 @@ th, td { padding: 5px 10px; border-bottom: 1px solid var(--line); text-align: ri
 th:first-child { text-align: left; padding-left: 0; white-space: normal; min-width: 10em; }
 thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 tbody th { font-weight: 500; }
+th.words, td.words { text-align: left; }
+td.words { white-space: normal; min-width: 12em; max-width: 34em; overflow-wrap: anywhere; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr));
   gap: 18px; margin: 12px 0; }
 figure { margin: 0; padding: 10px; background: var(--panel); border-radius: 6px; }
 figcaption { font-weight: 600; font-size: 0.95rem; margin-bottom: 6px; }
 svg { display: block; width: 100%; height: auto; }
-svg text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill: var(--ink); }
+svg text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill: var(--ink);
+  paint-order: stroke; stroke: var(--panel); stroke-width: 3px; }
 svg text.axis { fill: var(--soft); font-size: 11px; }
 svg text.value { font-weight: 600; }
 svg .grid { stroke: var(--line); stroke-width: 1; }
@@ -176,7 +196,7 @@ svg .zero { stroke: var(--soft); stroke-width: 1.4; }
 svg .curve { fill: none; stroke-width: 2; }
 svg .dot { fill: var(--panel); stroke-width: 1.4; }
 details { margin: 12px 0; } summary { cursor: pointer; color: var(--soft); }
-@media (max-width: 480px) {
+@media (max-width: 560px) {
   .note { flex-direction: column; gap: 2px; } .mark { flex-basis: auto; }
 }
 """

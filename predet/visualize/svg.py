@@ -77,7 +77,8 @@ def curve_chart(
         )
         parts.append(_text(left - 5, y + 4, _number(tick), "end", "axis"))
     for tick in x_scale.ticks:
-        parts.append(_text(x_scale(tick), bottom + 15, _number(tick), "middle", "axis"))
+        anchor = "end" if tick == x_scale.ticks[-1] else "middle"
+        parts.append(_text(x_scale(tick), bottom + 15, _number(tick), anchor, "axis"))
     parts.append(_text(left, 11, y_label, "start", "axis"))
     parts.append(_text(WIDTH - MARGIN, bottom + 30, x_label, "end", "axis"))
     parts += [_band(line, x_scale, y_scale) for line in lines]

@@ -38,7 +38,7 @@ def resolver_of(config: str, budget: str, data: Path, *overrides: str) -> StageR
 
 
 def test_comparisons_are_found() -> None:
-    assert len(COMPARISONS) >= 2
+    assert len(COMPARISONS) >= 3
 
 
 @pytest.mark.parametrize("config", COMPARISONS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import shutil
@@ -191,6 +192,12 @@ def test_a_planted_effect_is_found(
     stages = {stage["stage"]: stage for stage in content["stages"]}
     assert len(stages) == 3 * 8
     assert all(stage["core_seconds"] > 0 for stage in stages.values())
+    for name in ("comparison.html", "comparison.md"):
+        page = html.unescape((tmp_path / name).read_text())
+        assert found.verdicts[0].sentence in page
+        assert all(arm.title in page for arm in found.comparison.compared)
+        assert "no copies of the 30 test images" in page
+        assert "nan" not in page
     # Nothing was run twice, also by asking for the page again.
     again = run_and_report(tmp_path, f"data.train.source={scenes}")
     assert again.verdicts == found.verdicts
