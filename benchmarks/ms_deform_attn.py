@@ -6,31 +6,24 @@
 Both sides get the same raw offsets and logits, and take turns in one process. The encoder's shape
 is that of an 800 x 1066 image: levels 100x134, 50x67, 25x34, 13x17, eight heads of 32 channels,
 four points, batch 1, fp32, every pixel a query, offsets of two pixels' deviation; the decoder's has
-300 queries. Figures, one JSON line each: encoder_forward, encoder_forward_backward,
-decoder_forward, classic_encoder_forward (locations and weights given to both), each as times
-transformers' speed on one thread; two_threads (encoder_forward, times our own speed on one). With a
-GPU also gpu_forward_backward at batch 8, and the share of the memory's bandwidth that it reaches.
+300 queries anywhere.
 
-`value` is the ratio of medians of wall time. On a machine that others use, look at
-`processor_ratio` (processor time, one thread only) and at the spread.
+encoder_forward, encoder_forward_backward, decoder_forward, classic_encoder_forward (locations and
+weights given to both sides): one thread. two_threads: our encoder_forward with two threads against
+itself with one. With a GPU also gpu_forward_backward at batch 8, and the share of the memory's
+bandwidth that it reaches; without, it does not run.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from figures import Figure, compare, main, milliseconds, say, set_threads
 from torch import Tensor
 
 from predet.ops import extension
@@ -39,13 +32,7 @@ from predet.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused, samp
 SHAPES = [(100, 134), (50, 67), (25, 34), (13, 17)]
 PIXELS = sum(height * width for height, width in SHAPES)
 HEADS, CHANNELS, POINTS = 8, 32, 4
-TARGETS = {
-    "encoder_forward": 25.0,
-    "encoder_forward_backward": 18.0,
-    "decoder_forward": 12.0,
-    "two_threads": 1.7,
-    "gpu_forward_backward": 8.0,
-}
+PEER = "transformers"
 
 
 class Inputs(NamedTuple):
@@ -115,10 +102,8 @@ def forward_of(function: Callable[[], Tensor]) -> Callable[[], None]:
 
 
 def backward_of(function: Callable[[], Tensor], inputs: Inputs) -> Callable[[], None]:
-    grad_output = torch.randn(
-        inputs.offsets.shape[0], inputs.offsets.shape[1], HEADS * CHANNELS,
-        device=inputs.value.device,
-    )  # fmt: skip
+    batch, queries = inputs.offsets.shape[:2]
+    grad_output = torch.randn(batch, queries, HEADS * CHANNELS, device=inputs.value.device)
 
     def run() -> None:
         torch.autograd.grad(function(), inputs.leaves(), grad_output)
@@ -126,175 +111,103 @@ def backward_of(function: Callable[[], Tensor], inputs: Inputs) -> Callable[[], 
     return run
 
 
-def timed(run: Callable[[], None]) -> tuple[float, float]:
-    """Wall and processor milliseconds."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    wall, processor = time.perf_counter(), time.process_time()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - processor)
+def encoder_forward(args: argparse.Namespace) -> Figure:
+    return of_forward(make_inputs(queries=None), args.repeats)
 
 
-def compare(
-    ours: Callable[[], None],
-    theirs: Callable[[], None],
-    *,
-    repeats: int,
-    ours_each: int = 5,
-) -> dict[str, Any]:
-    """They take turns; ours, being short, some times a turn."""
-    ours()
-    theirs()
-    times: dict[str, list[tuple[float, float]]] = {"ours": [], "theirs": []}
-    for _ in range(repeats):
-        times["theirs"].append(timed(theirs))
-        times["ours"] += [timed(ours) for _ in range(ours_each)]
-    wall = {name: sorted(pair[0] for pair in pairs) for name, pairs in times.items()}
-    processor = {
-        name: statistics.median(pair[1] for pair in pairs) for name, pairs in times.items()
-    }
-    middle = {name: statistics.median(values) for name, values in wall.items()}
-    return {
-        "value": round(middle["theirs"] / middle["ours"], 2),
-        "unit": "times",
-        "processor_ratio": round(processor["theirs"] / processor["ours"], 2),
-        "predet_ms": round(middle["ours"], 3),
-        "predet_ms_range": [round(wall["ours"][0], 3), round(wall["ours"][-1], 3)],
-        "other_ms": round(middle["theirs"], 3),
-        "other_ms_range": [round(wall["theirs"][0], 3), round(wall["theirs"][-1], 3)],
-    }
+def decoder_forward(args: argparse.Namespace) -> Figure:
+    return of_forward(make_inputs(queries=300), 20 * args.repeats)
 
 
-def cpu_figures(repeats: int) -> dict[str, dict[str, Any]]:
-    torch.set_num_threads(1)
+def of_forward(inputs: Inputs, repeats: int) -> Figure:
+    set_threads(1)
     transformers = make_by_transformers("cpu")
-    encoder, decoder = make_inputs(queries=None), make_inputs(queries=300)
-    at, mix = (tensor.detach() for tensor in locations_and_weights(encoder))
-
-    def by_transformers(inputs: Inputs) -> Tensor:
-        return transformers(inputs.value, *locations_and_weights(inputs))
-
-    figures = {
-        "encoder_forward": compare(
-            forward_of(lambda: by_predet(encoder)),
-            forward_of(lambda: by_transformers(encoder)),
-            repeats=repeats,
-        ),
-        "encoder_forward_backward": compare(
-            backward_of(lambda: by_predet(encoder), encoder),
-            backward_of(lambda: by_transformers(encoder), encoder),
-            repeats=repeats,
-        ),
-        "decoder_forward": compare(
-            forward_of(lambda: by_predet(decoder)),
-            forward_of(lambda: by_transformers(decoder)),
-            repeats=10 * repeats,
-        ),
-        "classic_encoder_forward": compare(
-            forward_of(lambda: ms_deform_attn(encoder.value, SHAPES, at, mix)),
-            forward_of(lambda: transformers(encoder.value, at, mix)),
-            repeats=repeats,
-        ),
-    }
-    if (os.cpu_count() or 1) > 1:
-        figures["two_threads"] = two_threads(encoder, 5 * repeats)
-    return figures
+    return compare(
+        forward_of(lambda: by_predet(inputs)),
+        forward_of(lambda: transformers(inputs.value, *locations_and_weights(inputs))),
+        peer=PEER,
+        repeats=repeats,
+        ours_each=5,
+    )
 
 
-def two_threads(encoder: Inputs, repeats: int) -> dict[str, Any]:
+def encoder_forward_backward(args: argparse.Namespace) -> Figure:
+    set_threads(1)
+    return of_backward(make_inputs(queries=None), args.repeats)
+
+
+def of_backward(inputs: Inputs, repeats: int) -> Figure:
+    transformers = make_by_transformers(inputs.value.device.type)
+    return compare(
+        backward_of(lambda: by_predet(inputs), inputs),
+        backward_of(lambda: transformers(inputs.value, *locations_and_weights(inputs)), inputs),
+        peer=PEER,
+        repeats=repeats,
+        ours_each=5,
+    )
+
+
+def classic_encoder_forward(args: argparse.Namespace) -> Figure:
+    set_threads(1)
+    transformers = make_by_transformers("cpu")
+    inputs = make_inputs(queries=None)
+    at, mix = (tensor.detach() for tensor in locations_and_weights(inputs))
+    return compare(
+        forward_of(lambda: ms_deform_attn(inputs.value, SHAPES, at, mix)),
+        forward_of(lambda: transformers(inputs.value, at, mix)),
+        peer=PEER,
+        repeats=args.repeats,
+        ours_each=5,
+    )
+
+
+def two_threads(args: argparse.Namespace) -> Figure:
+    inputs = make_inputs(queries=None)
+
     def with_threads(count: int) -> Callable[[], None]:
         def run() -> None:
             torch.set_num_threads(count)
             with torch.no_grad():
-                by_predet(encoder)
+                by_predet(inputs)
 
         return run
 
-    figure = compare(with_threads(2), with_threads(1), repeats=repeats, ours_each=1)
-    torch.set_num_threads(1)
-    del figure["processor_ratio"]  # two threads use as much processor time as one
-    return figure
-
-
-def gpu_figures(repeats: int) -> dict[str, dict[str, Any]]:
-    transformers = make_by_transformers("cuda")
-    inputs = make_inputs(queries=None, batch=8, device="cuda")
     figure = compare(
-        backward_of(lambda: by_predet(inputs), inputs),
-        backward_of(lambda: transformers(inputs.value, *locations_and_weights(inputs)), inputs),
-        repeats=5 * repeats,
+        with_threads(2), with_threads(1), peer="predet with one thread", repeats=10 * args.repeats
     )
+    return {**figure, "threads": 2}
+
+
+def gpu_forward_backward(args: argparse.Namespace) -> Figure:
+    inputs = make_inputs(queries=None, batch=8, device="cuda")
+    figure = of_backward(inputs, 5 * args.repeats)
     # Each input and each gradient once, the output twice.
     numbers = 2 * sum(leaf.numel() for leaf in inputs.leaves()) + 2 * inputs.value.numel()
-    figure["bandwidth_share"] = round(4e-6 * numbers / figure["predet_ms"] / copy_bandwidth(), 3)
-    return {"gpu_forward_backward": figure}
+    bandwidth = 4e-6 * numbers / figure["ours_ms"]["median"]  # GB/s
+    return {**figure, "bandwidth_share": round(bandwidth / copy_bandwidth(), 3)}
 
 
 def copy_bandwidth() -> float:
     """GB/s read and written by copying a GiB on the GPU."""
     source = torch.empty(2**28, device="cuda")
     target = torch.empty_like(source)
-    times = [timed(lambda: target.copy_(source))[0] for _ in range(20)]
+    times = [milliseconds(lambda: target.copy_(source)) for _ in range(20)]
     return 2 * 4e-6 * source.numel() / statistics.median(times)
 
 
-def machine() -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    return {
-        "date": datetime.date.today().isoformat(),
-        "commit": commit or "unknown",
-        "processor": processor_name(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        **extension.build_info(),
-    }
-
-
-def processor_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, help="folder for the results file")
-    args = parser.parse_args()
-    if not extension.available():
-        sys.exit("predet._C is not built: there is nothing to measure")
-    figures = cpu_figures(args.repeats)
-    if torch.cuda.is_available():
-        figures |= gpu_figures(args.repeats)
-    else:
-        print("no GPU: the CUDA kernels have not run")
-    for name, figure in figures.items():
-        target = f"  (target {TARGETS[name]})" if name in TARGETS else ""
-        ours, other = figure["predet_ms"], figure["other_ms"]
-        print(f"{name:26s}{figure['value']:7.2f} times: {other:9.2f} -> {ours:8.2f} ms{target}")
-    about = machine()
-    lines = [json.dumps({"figure": name, **figure, **about}) for name, figure in figures.items()]
-    print("\n".join(lines))
-    if args.output:
-        args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / "ms_deform_attn.jsonl").write_text("\n".join(lines) + "\n")
-
+FIGURES: dict[str, Callable[[argparse.Namespace], Figure]] = {
+    "encoder_forward": encoder_forward,
+    "encoder_forward_backward": encoder_forward_backward,
+    "decoder_forward": decoder_forward,
+    "classic_encoder_forward": classic_encoder_forward,
+    "two_threads": two_threads,
+}
 
 if __name__ == "__main__":
-    main()
+    if not extension.available():
+        sys.exit("predet._C is not built: there is nothing to measure")
+    if torch.cuda.is_available():
+        FIGURES["gpu_forward_backward"] = gpu_forward_backward
+    else:
+        say("gpu_forward_backward: not run, there is no GPU")
+    main(__doc__, FIGURES, repeats=5)

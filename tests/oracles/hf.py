@@ -89,6 +89,25 @@ def deformable_detr(
     return _randomize(model, seed)
 
 
+def detr_r50(seed: int) -> DetrForObjectDetection:
+    """DETR of the paper's size for COCO, with random weights."""
+    config = DetrConfig(backbone_config=_resnet50("stage4"), num_labels=80)
+    return _randomize(DetrForObjectDetection(config).eval(), seed)
+
+
+def deformable_detr_r50(seed: int) -> DeformableDetrForObjectDetection:
+    """One-stage Deformable DETR of the paper's size for COCO, with random weights."""
+    config = DeformableDetrConfig(
+        backbone_config=_resnet50("stage2", "stage3", "stage4"),
+        auxiliary_loss=True,
+        num_labels=80,
+    )
+    model = DeformableDetrForObjectDetection(config).eval()
+    model.class_embed = nn.ModuleList([model.class_embed[0]] * len(model.class_embed))
+    model.bbox_embed = nn.ModuleList([model.bbox_embed[0]] * len(model.bbox_embed))
+    return _randomize(model, seed)
+
+
 def predict(model: nn.Module, pixels: Tensor, pad_mask: Tensor) -> Prediction:
     """All layers' predictions for normalised, padded images; our mask (True = padding)."""
     valid = (~pad_mask).long()
@@ -178,6 +197,8 @@ _RENAMES = (
     (r"(layer\d)\.layers\.(\d)\.layer\.1\.convolution", r"\1.\2.conv2"),
     (r"(layer\d)\.layers\.(\d)\.layer\.0\.normalization", r"\1.\2.bn1"),
     (r"(layer\d)\.layers\.(\d)\.layer\.1\.normalization", r"\1.\2.bn2"),
+    (r"(layer\d)\.layers\.(\d)\.layer\.2\.convolution", r"\1.\2.conv3"),
+    (r"(layer\d)\.layers\.(\d)\.layer\.2\.normalization", r"\1.\2.bn3"),
     (r"(layer\d)\.layers\.(\d)\.shortcut\.convolution", r"\1.\2.downsample.0"),
     (r"(layer\d)\.layers\.(\d)\.shortcut\.normalization", r"\1.\2.downsample.1"),
     (r"^model\.(encoder|decoder)\.layers\.", r"transformer.\1_layers."),
@@ -219,6 +240,10 @@ def _resnet18(*out_features: str) -> ResNetConfig:
         depths=[2, 2, 2, 2],
         out_features=list(out_features),
     )
+
+
+def _resnet50(*out_features: str) -> ResNetConfig:
+    return ResNetConfig(out_features=list(out_features))  # its defaults are those of the R50
 
 
 def _randomize(model: nn.Module, seed: int) -> nn.Module:
