@@ -223,6 +223,9 @@ def compile_parts(model: nn.Module) -> None:
 
     A detector overrides `compile`: its forward has parts that are no work for a compiler.
     """
+    # Else torch splits graphs at DistributedDataParallel's buckets, to exchange gradients earlier;
+    # that fails on shapes that change and on checkpointed blocks.
+    torch._dynamo.config.optimize_ddp = False
     own = [part for part in model.modules() if type(part).compile is not nn.Module.compile]
     for part in own or [model]:
         part.compile()
