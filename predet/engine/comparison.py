@@ -205,13 +205,13 @@ class Controls:
     Args:
         scratch: the stage that trains from scratch on the labels; fine-tuning as well, usually.
         teacher: the stage whose further training is control (c) of arms that have no teacher of
-            their own.
+            their own; None takes `scratch`.
         shuffled: arms that are also run with the boxes of other images.
         checkpoint: weights to fine-tune in the same way, or None for no such arm.
     """
 
     scratch: str = "finetune"
-    teacher: str = "teacher"
+    teacher: str | None = None
     shuffled: Sequence[str] = ()
     checkpoint: str | None = None
 
@@ -222,8 +222,9 @@ class Controls:
         titles: Mapping[str, str],
     ) -> tuple[Arm, ...]:
         """Add the stages and arms of the controls; returns who is compared with whom."""
-        for key in ("scratch", "teacher"):
-            _check_chain(f"controls.{key}", (getattr(self, key),), stages)
+        default = self.teacher or self.scratch
+        for key, name in (("scratch", self.scratch), ("teacher", default)):
+            _check_chain(f"controls.{key}", (name,), stages)
         candidates = [name for name, chain in arms.items() if chain != (self.scratch,)]
         unknown = [name for name in self.shuffled if name not in candidates]
         if unknown:
@@ -244,7 +245,7 @@ class Controls:
             total = sum(stage.updates for stage in feeding(arms[name], stages))
             longer = f"{self.scratch}_{total}"
             stages[longer] = dataclasses.replace(stages[self.scratch], updates=total)
-            teacher = teacher_of(arms[name], stages) or self.teacher
+            teacher = teacher_of(arms[name], stages) or default
             own = {
                 "a": scratch,
                 "b": arm(f"scratch_{total}", f"scratch, {total} updates", longer),

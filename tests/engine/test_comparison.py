@@ -58,6 +58,14 @@ def test_controls_are_added() -> None:
     assert not by_name["scratch_200"].controls
 
 
+def test_an_arm_without_a_teacher_has_scratch_trained_on() -> None:
+    own = "stages.pretrain.set={data.selection.top_k: 20}"
+    comparison = load_comparison(CONFIG, [own, "controls.shuffled=[]"])
+    assert comparison.arms["finetune_200"] == ("finetune", "finetune_200")
+    (method,) = (arm for arm in comparison.compared if arm.controls)
+    assert method.controls == {"a": "scratch", "b": "scratch_200", "c": "finetune_200"}
+
+
 def test_a_given_checkpoint_is_control_e(tmp_path: Path, scenes: Path) -> None:
     weights = tmp_path / "coco.pth"
     weights.write_bytes(b"weights")
@@ -219,6 +227,7 @@ def test_a_planted_null_is_not_called_a_gain(
     assert by_letter["d"].images.low <= 0 or by_letter["d"].seeds.low <= 0
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes by /proc")
 def test_a_killed_comparison_goes_on_with_what_is_missing(tmp_path: Path, scenes: Path) -> None:
     command = [sys.executable, str(Path(__file__).parent / "comparison_job.py"), str(tmp_path)]
     command += [f"data.train.source={scenes}", "comparison.seeds=2"]
@@ -305,5 +314,13 @@ def until(condition, seconds: float = 120.0) -> None:
 
 def children(parent: int) -> list[int]:
     """Processes that this one started."""
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True)
-    return [int(line) for line in listed.stdout.split()]
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:  # it has just ended
+                continue
+            if int(fields[1]) == parent:
+                found.append(int(entry.name))
+    return found
