@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 NormName = Literal["frozen_bn", "bn", "sync_bn", "gn"]
 
@@ -28,10 +29,14 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
 
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift of each channel, (C,) both: what this layer does."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> same shape and dtype."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
+        scale, shift = self.affine()
         # In the dtype of x: under autocast fp32 factors would turn every activation into fp32.
         scale, shift = scale.to(x.dtype)[:, None, None], shift.to(x.dtype)[:, None, None]
         return (x * scale).add_(shift)
@@ -42,6 +47,27 @@ class FrozenBatchNorm2d(nn.Module):
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
         state_dict.pop(prefix + "num_batches_tracked", None)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def convolve_and_normalize(convolution: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
+    """norm(convolution(x)), (B, C, H, W) -> (B, D, H', W').
+
+    A frozen norm becomes part of the convolution: it scales the few weights instead of the many
+    pixels, and nothing is kept for it in training. That is the same but for rounding.
+    """
+    if not isinstance(norm, FrozenBatchNorm2d):
+        return norm(convolution(x))
+    assert convolution.bias is None
+    scale, shift = norm.affine()
+    return F.conv2d(
+        x,
+        convolution.weight * scale[:, None, None, None],
+        shift,
+        convolution.stride,
+        convolution.padding,
+        convolution.dilation,
+        convolution.groups,
+    )
 
 
 def norm_layer(name: NormName) -> Callable[[int], nn.Module]:

@@ -12,11 +12,13 @@ import logging
 import re
 from collections.abc import Sequence
 
+import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
 
 from predet.layers.checkpointing import run_block
-from predet.layers.norm import NormName, freeze_batch_norm, norm_layer
+from predet.layers.norm import NormName, convolve_and_normalize, freeze_batch_norm, norm_layer
 from predet.modeling.weights import (
     depths_by_prefix,
     load_whole,
@@ -103,11 +105,14 @@ class ResNet(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) normalised -> one (B, channels[i], H / strides[i], W / strides[i]) each."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(pixels))))
+        if pixels.device.type == "cpu":
+            # Convolutions are faster so, and the maps need no transposing to become tokens.
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        x = self.maxpool(self.relu(convolve_and_normalize(self.conv1, self.bn1, pixels)))
         maps = []
         for stage in range(STAGES[0], self.out_stages[-1] + 1):
             for block in getattr(self, _layer_name(stage)):
-                x = run_block(block, x, checkpointing=self.checkpointing)
+                x = run_block(_residual, block, x, checkpointing=self.checkpointing)
             if stage in self.out_stages:
                 maps.append(x)
         return tuple(maps)
@@ -145,6 +150,16 @@ class ResNet(nn.Module):
         frozen += [_layer_name(s) for s in STAGES if s <= min(freeze_at, self.out_stages[-1])]
         for name in frozen:
             setattr(self, name, freeze_batch_norm(getattr(self, name)).requires_grad_(False))
+
+
+def _residual(block: nn.Module, x: Tensor) -> Tensor:
+    """torchvision's residual block, with frozen norms folded into its convolutions."""
+    skipped = x if block.downsample is None else convolve_and_normalize(*block.downsample, x)
+    x = block.relu(convolve_and_normalize(block.conv1, block.bn1, x))
+    x = convolve_and_normalize(block.conv2, block.bn2, x)
+    if isinstance(block, Bottleneck):
+        x = convolve_and_normalize(block.conv3, block.bn3, block.relu(x))
+    return block.relu(x.add_(skipped))
 
 
 def _layer_name(stage: int) -> str:

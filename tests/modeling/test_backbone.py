@@ -46,9 +46,33 @@ def test_maps_equal_torchvision(published):
     for found, wanted, channels, stride in zip(
         maps, expected, backbone.channels, backbone.strides, strict=True
     ):
-        torch.testing.assert_close(found, wanted)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
         assert found.shape == (2, channels, 64 // stride, 96 // stride)
     assert backbone.pretrained
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_frozen_norms_are_folded_into_the_convolutions(depth):
+    """The same maps and gradients as with norms after the convolutions, but for rounding."""
+    torch.manual_seed(0)
+    backbone = ResNet(
+        depth=depth, weights=None, freeze_at=0, out_stages=(3, 5), allow_random_frozen=True
+    ).double()
+    for module in backbone.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.weight.uniform_(0.5, 1.0)
+            module.bias.normal_(std=0.1)
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    pixels = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    _, third, _, fifth = torchvision_maps(backbone, pixels)
+    wanted = torch.autograd.grad(third.sum() + fifth.sum(), list(backbone.parameters()))
+    found = backbone(pixels)
+    torch.testing.assert_close(found, (third, fifth), rtol=1e-10, atol=1e-10)
+    gradients = torch.autograd.grad(sum(m.sum() for m in found), list(backbone.parameters()))
+    for gradient, expected in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-8 * expected.abs().max())
+    assert found[-1].is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("norm", ["frozen_bn", "bn", "sync_bn"])
