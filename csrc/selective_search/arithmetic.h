@@ -81,7 +81,8 @@ struct ByteScale {
   bool fused = false;
 
   ByteScale() = default;
-  PREDET_HOST_DEVICE ByteScale(float low, float high, bool fused_) : empty(!(high > low)), fused(fused_) {
+  PREDET_HOST_DEVICE ByteScale(float low, float high, bool fused_)
+      : empty(!(high > low)), fused(fused_) {
     if (empty) return;
     const double range = double(high) - double(low);
     factor = static_cast<float>(255.0 / range);

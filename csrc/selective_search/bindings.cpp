@@ -4,15 +4,20 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "../common/checks.h"
 #include "search.h"
+#if defined(PREDET_WITH_CUDA)
+#include "cuda.h"
+#endif
 
 namespace py = pybind11;
 
@@ -44,16 +49,20 @@ void require_shape(const py::array& array, const std::vector<int64_t>& shape, co
   require(same, std::string(name) + " has the wrong shape " + shape_of(array));
 }
 
-ColorImage color_image(const Array<uint8_t>& values, const Array<float>& smoothed,
-                       const Array<float>* derivatives) {
-  require(values.ndim() == 3, "a colour image must be (H, W, C), got " + shape_of(values));
-  const int64_t height = values.shape(0), width = values.shape(1), channels = values.shape(2);
+void require_image_size(int64_t height, int64_t width, int64_t channels) {
   require(channels == 1 || channels == 3,
           "a colour image must have 1 or 3 channels, got " + std::to_string(channels));
   require(height >= 1 && width >= 1 && height <= kLongestSide && width <= kLongestSide &&
               height * width <= kMostPixels,
           "an image must have at least 1 and at most 2^26 pixels and sides up to 65535, got " +
               std::to_string(height) + " x " + std::to_string(width));
+}
+
+ColorImage color_image(const Array<uint8_t>& values, const Array<float>& smoothed,
+                       const Array<float>* derivatives) {
+  require(values.ndim() == 3, "a colour image must be (H, W, C), got " + shape_of(values));
+  const int64_t height = values.shape(0), width = values.shape(1), channels = values.shape(2);
+  require_image_size(height, width, channels);
   require_shape(smoothed, {height, width, channels}, "the smoothed image");
   if (derivatives != nullptr) {
     require_shape(*derivatives, {channels, 4, height, width}, "the derivatives");
@@ -116,13 +125,18 @@ Array<T> copied(const std::vector<T>& values) {
   return array;
 }
 
-py::tuple to_python(const Boxes& found) {
-  Array<float> boxes({py::ssize_t(found.boxes.size()), py::ssize_t(4)});
-  float* number = boxes.mutable_data();
-  for (const Box& box : found.boxes) {
+Array<float> to_numbers(const std::vector<Box>& boxes) {
+  Array<float> numbers({py::ssize_t(boxes.size()), py::ssize_t(4)});
+  float* number = numbers.mutable_data();
+  for (const Box& box : boxes) {
     for (const int32_t side : {box.x1, box.y1, box.x2, box.y2}) *number++ = float(side);
   }
-  return py::make_tuple(boxes, copied(found.levels), copied(found.first), found.ties);
+  return numbers;
+}
+
+py::tuple to_python(const Boxes& found) {
+  return py::make_tuple(to_numbers(found.boxes), copied(found.levels), copied(found.first),
+                        found.ties);
 }
 
 // (colour, fill, texture, size): what a strategy looks at
@@ -174,10 +188,89 @@ std::vector<int32_t> ambiguous(const ColorRegions& colors) {
   return counts;
 }
 
+#if defined(PREDET_WITH_CUDA)
+using Shapes = std::vector<std::array<int64_t, 3>>;  // H, W, C of each colour image
+// k, min_size, strategies, whether derivatives are given, fused
+using CudaSearch = std::tuple<std::vector<float>, int64_t, std::vector<Parts>, bool, bool>;
+
+CudaSettings cuda_settings(const CudaSearch& search) {
+  const auto& [k, min_size, parts, with_texture, fused] = search;
+  (void)segment_settings(k, min_size, false, false, false);
+  const std::vector<Strategy> strategies = strategies_of(parts);
+  require(k.size() <= kMostK && strategies.size() <= kMostStrategies,
+          "on a GPU at most 16 values of k and 16 strategies are possible");
+  CudaSettings settings{};
+  settings.ks = int32_t(k.size());
+  std::copy(k.begin(), k.end(), settings.k);
+  settings.min_size = int32_t(min_size);
+  settings.num_strategies = int32_t(strategies.size());
+  std::copy(strategies.begin(), strategies.end(), settings.strategies);
+  for (const Strategy& strategy : strategies) {
+    settings.with_color = settings.with_color || strategy.color;
+    require(!strategy.texture || with_texture, "a strategy looks at what was not measured");
+  }
+  settings.with_texture = with_texture;
+  settings.fused = fused;
+  return settings;
+}
+
+std::vector<CudaImage> cuda_images(const Shapes& shapes) {
+  std::vector<CudaImage> images;
+  for (const auto& [height, width, channels] : shapes) {
+    require_image_size(height, width, channels);
+    images.push_back({nullptr, nullptr, nullptr, int32_t(height), int32_t(width),
+                      int32_t(channels)});
+  }
+  return images;
+}
+
+std::pair<int64_t, int64_t> cuda_memory(const Shapes& shapes, const CudaSearch& search) {
+  const CudaBytes bytes = cuda_bytes(cuda_images(shapes), cuda_settings(search));
+  return {bytes.output, bytes.workspace};
+}
+
+// addresses: values, smoothed, derivatives (0 where none are looked at) of each colour image; then
+// the output and the workspace.
+void run_on_cuda(int64_t device, uintptr_t stream, const Shapes& shapes, const CudaSearch& search,
+                 const std::vector<uintptr_t>& addresses) {
+  const CudaSettings settings = cuda_settings(search);
+  std::vector<CudaImage> images = cuda_images(shapes);
+  require(addresses.size() == 3 * images.size() + 2,
+          "three addresses for each image and two more expected");
+  for (size_t i = 0; i < images.size(); ++i) {
+    const uintptr_t* of_image = addresses.data() + 3 * i;
+    require(of_image[0] != 0 && of_image[1] != 0 && (of_image[2] != 0 || !settings.with_texture),
+            "an image has no memory");
+    images[i].values = reinterpret_cast<const uint8_t*>(of_image[0]);
+    images[i].smoothed = reinterpret_cast<const float*>(of_image[1]);
+    images[i].derivatives = reinterpret_cast<const float*>(of_image[2]);
+  }
+  void* output = reinterpret_cast<void*>(addresses[addresses.size() - 2]);
+  void* workspace = reinterpret_cast<void*>(addresses.back());
+  require(images.empty() || (output != nullptr && workspace != nullptr),
+          "output and workspace need memory");
+  py::gil_scoped_release unlocked;
+  search_cuda(images, settings, output, workspace, int(device), reinterpret_cast<void*>(stream));
+}
+
+// Of each colour image: boxes (M, 4), levels (M,), and how often ties have decided.
+py::list cuda_found(const Shapes& shapes, const CudaSearch& search, const Array<uint8_t>& output) {
+  const CudaSettings settings = cuda_settings(search);
+  const std::vector<CudaImage> images = cuda_images(shapes);
+  require(output.size() == cuda_bytes(images, settings).output, "the output has the wrong size");
+  py::list results;
+  for (const CudaResult& found : results_of(images, settings, output.data())) {
+    results.append(py::make_tuple(to_numbers(found.boxes), copied(found.levels),
+                                  found.ambiguous + found.ties));
+  }
+  return results;
+}
+#endif
+
 }  // namespace
 
 void bind(py::module_& module) {
-  py::class_<ColorRegions>(module, "SelectiveSearchRegions")
+  py::class_<ColorRegions>(module, "SelectiveSearchRegions", py::module_local())
       .def_property_readonly("ambiguous", &ambiguous);
   module.def("selective_search_regions", &regions_of, py::arg("values"), py::arg("smoothed"),
              py::arg("derivatives"), py::arg("k"), py::arg("min_size"), py::arg("with_color"),
@@ -186,6 +279,11 @@ void bind(py::module_& module) {
              py::arg("min_size"), py::arg("opencv_ties"));
   module.def("selective_search_boxes", &boxes_of, py::arg("images"), py::arg("strategies"),
              py::arg("opencv_ties"), py::arg("threads"));
+#if defined(PREDET_WITH_CUDA)
+  module.def("selective_search_cuda_bytes", &cuda_memory);
+  module.def("selective_search_cuda", &run_on_cuda);
+  module.def("selective_search_cuda_found", &cuda_found);
+#endif
 }
 
 }  // namespace selective_search

@@ -127,11 +127,11 @@ class Hierarchy {
 
 // The pairs of regions that touch, most similar first; of equals the one that was found last.
 //
-// Each pair has a slot. The slots of a region hang together in a list, of which a pair is in two: an
-// end of pair s is 2 s or 2 s + 1, and e ^ 1 the other one. When regions are merged, the pairs that
-// either had become the new region's, and where both had one with the same neighbour a slot falls
-// free; so no memory is needed beyond that of the first pairs. A tournament over the slots finds the
-// most similar.
+// Each pair has a slot. The slots of a region hang together in a list, of which a pair is in two:
+// an end of pair s is 2 s or 2 s + 1, and e ^ 1 the other one. When regions are merged, the pairs
+// that either had become the new region's, and where both had one with the same neighbour a slot
+// falls free; so no memory is needed beyond that of the first pairs. A tournament over the slots
+// finds the most similar.
 class Pairs {
  public:
   // For N first regions and P pairs of them.
@@ -142,7 +142,7 @@ class Pairs {
     int32_t* seen;            // (N) by row of a neighbour: the merged region that met it last
     int32_t* changed;         // (P) slots
     uint64_t* best;           // (2 leaves(P)) tournament
-    int32_t* shared;          // (3) scalars that the leader finds
+    int32_t* shared;          // (2) scalars that the leader finds
   };
 
   PREDET_HOST_DEVICE static int64_t leaves(int64_t pairs) {
@@ -179,7 +179,7 @@ class Pairs {
   }
 
  private:
-  enum { kAround, kFreed, kScalars };
+  enum { kAround, kFreed };
 
   template <int kTogether, typename Group>
   PREDET_HOST_DEVICE void start(const Group& group) {

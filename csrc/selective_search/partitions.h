@@ -266,7 +266,8 @@ class SmallRegions {
     for (int64_t i = 0; i < count; ++i) {
       const Pair pair = roots_of(edges[i]);
       if (!concerns(pair)) continue;
-      int32_t &met_by_a = partitions_.at(pair.a, k_).mark, &met_by_b = partitions_.at(pair.b, k_).mark;
+      int32_t& met_by_a = partitions_.at(pair.a, k_).mark;
+      int32_t& met_by_b = partitions_.at(pair.b, k_).mark;
       shared = shared || (met_by_a >= 0 && met_by_a != pair.b) ||
                (met_by_b >= 0 && met_by_b != pair.a);
       met_by_a = pair.b;

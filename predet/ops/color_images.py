@@ -7,12 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 
 ColorSpace = Literal["hsv", "lab", "gray", "blue", "hue", "rgi"]
+
+
+class ColorPlanes(NamedTuple):
+    """One colour image."""
+
+    values: np.ndarray  # (H, W, C) uint8
+    smoothed: np.ndarray  # (H, W, C) float32
+    derivatives: np.ndarray | None  # (C, 4, H, W) float32
+
+
+def color_planes(
+    image: np.ndarray, space: ColorSpace, channel_order: str, sigma: float, with_texture: bool
+) -> ColorPlanes:
+    """All that a search needs of an image (H, W, 3) uint8 in one colour space."""
+    values = convert(image, space, channel_order)
+    by_direction = derivatives(values) if with_texture else None
+    values = np.ascontiguousarray(values.reshape(*values.shape[:2], -1))
+    return ColorPlanes(values, smooth(values, sigma), by_direction)
 
 
 def convert(image: np.ndarray, space: ColorSpace, channel_order: str) -> np.ndarray:

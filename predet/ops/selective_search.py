@@ -20,10 +20,11 @@ from typing import Any, Literal, NamedTuple, overload
 
 import cv2
 import numpy as np
+import torch
 
 from predet.ops import extension
-from predet.ops.color_images import CONVERSIONS, ColorSpace, convert, opencv_fuses, smooth
-from predet.ops.color_images import derivatives as derivatives_of
+from predet.ops.color_images import CONVERSIONS, ColorSpace, color_planes, convert, opencv_fuses
+from predet.ops.selective_search_cuda import CudaSearch, search_on_cuda
 
 Similarity = Literal["color", "fill", "texture", "size"]
 Mode = Literal["single", "fast", "quality"]
@@ -130,6 +131,7 @@ def selective_search(
     channel_order: Literal["rgb", "bgr"] = ...,
     ties: Literal["opencv", "own"] = ...,
     threads: int = ...,
+    device: str | torch.device = ...,
 ) -> Regions: ...
 
 
@@ -142,6 +144,7 @@ def selective_search(
     channel_order: Literal["rgb", "bgr"] = ...,
     ties: Literal["opencv", "own"] = ...,
     threads: int = ...,
+    device: str | torch.device = ...,
 ) -> list[Regions]: ...
 
 
@@ -153,11 +156,12 @@ def selective_search(
     channel_order: Literal["rgb", "bgr"] = "rgb",
     ties: Literal["opencv", "own"] = "opencv",
     threads: int = 1,
+    device: str | torch.device = "cpu",
 ) -> Regions | list[Regions]:
     """All boxes of an image, or of each of several images.
 
-    The boxes do not depend on `threads`. Without the native extension OpenCV's own search runs,
-    which does not tell the levels: all are then 1.
+    The boxes depend neither on `threads` nor on the device. Without the native extension OpenCV's
+    own search runs, which does not tell the levels: all are then 1.
 
     Args:
         images: (H, W, 3) uint8, or a sequence of such images of any sizes.
@@ -170,10 +174,12 @@ def selective_search(
             could matter is then done a second time, with these lists. "own": a fixed rule that
             does not hang on the C++ library.
         threads: how many to use; images, colour spaces, k and strategies are shared out.
+        device: a GPU takes many images at once, as many as its memory holds; see
+            selective_search_cuda.py. Searches that hang on OpenCV's ties come back to the CPU.
 
     Raises:
-        ValueError: an image of another shape or type, without pixels or with more than 2^26, or
-            settings that are not possible.
+        ValueError: an image of another shape or type, without pixels or with more than 2^26,
+            settings that are not possible, or a device that cannot do it.
     """
     settings = settings if settings is not None else mode_settings(mode)
     if channel_order not in ("rgb", "bgr"):
@@ -185,11 +191,13 @@ def selective_search(
     single = isinstance(images, np.ndarray)
     batch = [images] if isinstance(images, np.ndarray) else list(images)
     for image in batch:
-        _check_image(image)
+        check_image(image)
     if not extension.available("selective_search"):
         found = [_opencv_regions(image, settings, channel_order) for image in batch]
-    else:
+    elif torch.device(device).type == "cpu":
         found = _native_search(batch, settings, channel_order, ties, threads)
+    else:
+        found = _cuda_search(batch, settings, channel_order, ties, threads, torch.device(device))
     return found[0] if single else found
 
 
@@ -254,7 +262,8 @@ def _collected(boxes: np.ndarray, levels: np.ndarray) -> Regions:
     return Regions(boxes[new], levels[new], levels, first)
 
 
-def _check_image(image: Any) -> None:
+def check_image(image: Any) -> None:
+    """Raise a ValueError for what cannot be searched."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         got = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(f"images must be uint8 arrays, got {got}")
@@ -265,6 +274,42 @@ def _check_image(image: Any) -> None:
         raise ValueError(
             f"images must have 1 to 2^26 pixels and sides up to {MAX_SIDE}, got {height} x {width}"
         )
+
+
+def _cuda_search(
+    images: list[np.ndarray],
+    settings: SearchSettings,
+    channel_order: str,
+    ties: str,
+    threads: int,
+    device: torch.device,
+) -> list[Regions]:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"Selective Search cannot run on {device}: torch finds no GPU")
+    if not extension.supports("selective_search", device, torch.float32):
+        raise ValueError(f"Selective Search cannot run on {device}: the log says why")
+    looked_at = {name for strategy in settings.strategies for name in strategy}
+    textured = "texture" in looked_at
+    jobs = [
+        partial(color_planes, image, space, channel_order, settings.sigma, textured)
+        for image in images
+        for space in settings.color_spaces
+    ]
+    strategies = [[name in strategy for name in SIMILARITIES] for strategy in settings.strategies]
+    search = CudaSearch(settings.k, settings.min_size, strategies, textured)
+    spaces = len(settings.color_spaces)
+    sizes = [image.shape[:2] for image in images for _ in range(spaces)]
+    found = search_on_cuda(jobs, sizes, search, device, lambda some: _run(some, threads))
+    of_images = [found[i : i + spaces] for i in range(0, len(found), spaces)]
+    regions = []
+    for image, of_image in zip(images, of_images, strict=True):
+        if ties == "opencv" and any(one.ties for one in of_image):
+            regions += _native_search([image], settings, channel_order, ties, threads)
+        else:
+            boxes = np.concatenate([one.boxes for one in of_image])
+            levels = np.concatenate([one.levels for one in of_image])
+            regions.append(_collected(boxes, levels))
+    return regions
 
 
 def _native_search(
@@ -308,13 +353,13 @@ def _color_regions(
     threads: int,
 ) -> Any:
     """The first regions of one colour image, for every k."""
-    values = convert(image, space, channel_order)
     similarities = {name for strategy in settings.strategies for name in strategy}
-    derivatives = derivatives_of(values) if "texture" in similarities else None
-    values = values.reshape(*values.shape[:2], -1)
+    values, smoothed, derivatives = color_planes(
+        image, space, channel_order, settings.sigma, "texture" in similarities
+    )
     return extension.native().selective_search_regions(
         values,
-        smooth(values, settings.sigma),
+        smoothed,
         derivatives,
         list(settings.k),
         settings.min_size,

@@ -43,6 +43,13 @@ inline cudaError_t cudaMemsetAsync(void* to, int byte, size_t count, cudaStream_
   return cudaSuccess;
 }
 
+enum cudaMemcpyKind { cudaMemcpyHostToDevice };
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t count, cudaMemcpyKind,
+                                   cudaStream_t) {
+  memcpy(to, from, count);
+  return cudaSuccess;
+}
+
 class EmulatedBlock {
  public:
   static EmulatedBlock*& current() {
@@ -85,6 +92,16 @@ class EmulatedBlock {
 
   unsigned char* shared() {
     return shared_.data() + (16 - reinterpret_cast<uintptr_t>(shared_.data()) % 16) % 16;
+  }
+
+  // Bit i: the value of thread i. For blocks of one warp.
+  unsigned int ballot(bool value) {
+    exchange_[running_] = value;
+    wait();
+    unsigned int bits = 0;
+    for (size_t i = 0; i < threads_.size(); ++i) bits |= unsigned(exchange_[i] != 0) << i;
+    wait();
+    return bits;
   }
 
   template <typename T>
@@ -139,6 +156,10 @@ T __shfl_xor_sync(unsigned int, T value, int step, int = 32) {
   return EmulatedBlock::current()->exchange(value, step);
 }
 
+inline unsigned int __ballot_sync(unsigned int, bool value) {
+  return EmulatedBlock::current()->ballot(value);
+}
+
 template <typename T>
 T atomicAdd(T* address, T value) {
   const T before = *address;
@@ -150,5 +171,19 @@ template <typename T>
 T atomicMax(T* address, T value) {
   const T before = *address;
   *address = before > value ? before : value;
+  return before;
+}
+
+template <typename T>
+T atomicMin(T* address, T value) {
+  const T before = *address;
+  *address = before < value ? before : value;
+  return before;
+}
+
+template <typename T>
+T atomicCAS(T* address, T expected, T value) {
+  const T before = *address;
+  if (before == expected) *address = value;
   return before;
 }
