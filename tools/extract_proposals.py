@@ -15,6 +15,9 @@ A row of the store has the image's N boxes in an order drawn from --seed and the
 1, 1 - 1/N, ..., and then, scored below 0, what predet.ops.selective_search.from_rows needs to draw
 another order. Readers use the --top-k first boxes unless told otherwise.
 
+--device cuda searches many images at once on a GPU; the boxes are the same. The CPU still does the
+colours, with --workers threads.
+
 The job can be killed at any time: the same command goes on with the shards that are missing.
 """
 
@@ -31,7 +34,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -43,15 +46,16 @@ import numpy as np
 from predet.data.box_store import BoxRow
 from predet.data.box_store_writer import BoxStoreWriter, StoreInfo
 from predet.data.dataset import DetectionDataset
-from predet.data.formats import load_dataset
 from predet.data.images import BadSampleError, read_image
+from predet.data.sources import load_images
 from predet.engine.log import setup_logging
 from predet.ops import selective_search
-from predet.ops.selective_search import SearchSettings, mode_settings
+from predet.ops.selective_search import Regions, SearchSettings, mode_settings
 
 logger = logging.getLogger("predet.tools.extract_proposals")
 
 REPORT_EVERY = 10.0  # seconds
+CUDA_BATCH = 256  # images searched at once, if the device's memory holds them
 RECIPES = {
     "default": {"mode": "fast", "resize": "500", "channel_order": "rgb", "top_k": 30},
     "detreg": {"mode": "fast", "resize": "128x128", "channel_order": "bgr", "top_k": 30},
@@ -74,15 +78,33 @@ class Proposals:
         Raises:
             BadSampleError: the file is no image, or one too large to be searched.
         """
+        size, image = self.read(path)
+        return self.row_of(key, size, image, self.search([image], "cpu", 1)[0])
+
+    def read(self, path: str) -> tuple[tuple[int, int], np.ndarray]:
+        """Height and width of an image file, and the image as it is searched."""
         image = read_image(path)
-        height, width = image.shape[:2]
-        image = self.resized(image)
+        resized = self.resized(image)
         try:
-            regions = selective_search.selective_search(
-                image, settings=self.settings, channel_order=self.channel_order
-            )
+            selective_search.check_image(resized)
         except ValueError as error:
             raise BadSampleError(f"{path}: {error}") from error
+        return image.shape[:2], resized
+
+    def search(self, images: list[np.ndarray], device: str, threads: int) -> list[Regions]:
+        return selective_search.selective_search(
+            images,
+            settings=self.settings,
+            channel_order=self.channel_order,
+            threads=threads,
+            device=device,
+        )
+
+    def row_of(
+        self, key: str, size: tuple[int, int], image: np.ndarray, regions: Regions
+    ) -> BoxRow:
+        """The row of a store from what was found in `image`, whose file has another size."""
+        height, width = size
         order = selective_search.rank(regions, (self.seed, zlib.crc32(key.encode())))
         boxes, scores = selective_search.to_rows(regions, order)
         boxes *= np.float32([width / image.shape[1], height / image.shape[0]] * 2)
@@ -124,8 +146,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace, proposals: Proposals) -> None:
-    dataset = load_dataset(
-        args.images, split=args.split, image_root=args.image_root, format=args.format
+    dataset = load_images(
+        args.images,
+        split=args.split,
+        image_root=args.image_root,
+        format=args.format,
+        folders=args.folders,
     )
     if len(dataset) == 0:
         raise ValueError(f"{args.images} holds no images")
@@ -151,7 +177,7 @@ def run(args: argparse.Namespace, proposals: Proposals) -> None:
         writer.num_shards,
         len(missing),
     )
-    write_shards(writer, missing, dataset, proposals, args.workers, args.on_bad_sample)
+    write_shards(writer, missing, dataset, proposals, args)
     store = writer.finish()
     if len(store) == 0:
         raise ValueError(f"none of the {len(dataset)} images could be read: {store.skipped}")
@@ -165,20 +191,23 @@ def write_shards(
     shards: list[int],
     dataset: DetectionDataset,
     proposals: Proposals,
-    workers: int,
-    on_bad_sample: str,
+    args: argparse.Namespace,
 ) -> None:
     """Search the images of the shards, several at a time, and write each shard when it is whole."""
     parts = {shard: writer.shard_slice(shard) for shard in shards}
     images = [index for part in parts.values() for index in range(part.start, part.stop)]
     tasks = [(dataset.key(i), os.path.join(dataset.root, dataset.key(i))) for i in images]
-    answers = reported(search_all(tasks, proposals, workers), len(tasks))
+    if args.device == "cpu":
+        answers = search_all(tasks, proposals, args.workers)
+    else:
+        answers = search_batches(tasks, proposals, args.workers, args.device)
+    answers = reported(answers, len(tasks))
     for shard, part in parts.items():
         rows, skipped = [], {}
         for answer in (next(answers) for _ in range(part.stop - part.start)):
             if answer.row is not None:
                 rows.append(answer.row)
-            elif on_bad_sample == "error":
+            elif args.on_bad_sample == "error":
                 raise BadSampleError(answer.reason)
             else:
                 skipped[answer.key] = answer.reason
@@ -205,6 +234,31 @@ def search_all(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def search_batches(
+    tasks: list[tuple[str, str]], proposals: Proposals, workers: int, device: str
+) -> Iterator[Answer]:
+    """The same on a GPU, many images at a time; `workers` threads read and prepare them."""
+
+    def read(task: tuple[str, str]) -> tuple[tuple[int, int], np.ndarray] | str:
+        try:
+            return proposals.read(task[1])
+        except BadSampleError as error:
+            return str(error)
+
+    cv2.setNumThreads(1)
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for first in range(0, len(tasks), CUDA_BATCH):
+            batch = tasks[first : first + CUDA_BATCH]
+            images = list(pool.map(read, batch))
+            good = [image for image in images if not isinstance(image, str)]
+            found = iter(proposals.search([image for _, image in good], device, max(1, workers)))
+            for (key, _), image in zip(batch, images, strict=True):
+                if isinstance(image, str):
+                    yield Answer(key, None, image)
+                else:
+                    yield Answer(key, proposals.row_of(key, *image, next(found)))
 
 
 def prepare_worker() -> None:
@@ -285,6 +339,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--split", help="split of the data set, for example train")
     add("--image-root", help="where a COCO file's names begin, if not found by itself")
     add("--format", help="format of IMAGES, if it should not be detected")
+    add("--folders", metavar="FILE", help="only images in these folders: a name a line")
     add("--recipe", choices=tuple(RECIPES), default="default", help="(default: %(default)s)")
     add("--mode", choices=("single", "fast", "quality"), help="(default: fast)")
     add("--resize", metavar="SIZE", help="WIDTHxHEIGHT, MAX_SIDE or off (default: 500)")
@@ -296,6 +351,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--min-size", type=int, default=100, help="pixels of a first region (default: 100)")
     add("--seed", type=int, default=0, help="of the boxes' order (default: %(default)s)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
     add("--on-bad-sample", choices=("skip", "error"), default="skip", help="(default: skip)")
     add("--shard-size", type=int, help="images a shard (default: by the number of images)")
     return parser

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -121,6 +123,51 @@ def test_a_killed_job_goes_on_and_ends_the_same(tool, folder, tmp_path) -> None:
     assert sorted(whole.glob("*.parquet"))[0].stat().st_mtime_ns == kept
     with pytest.raises(SystemExit, match="other settings"):
         extract(tool, folder, whole, *options, "--sigma", "0.9")
+
+
+@pytest.mark.slow
+def test_a_job_killed_without_warning_goes_on(tool, folder, tmp_path) -> None:
+    command = [sys.executable, str(TOOL), "--images", str(folder), "--workers", "2"]
+    command += ["--mode", "quality", "--shard-size", "1", "--output"]
+    job = subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
+    while job.poll() is None and not list((tmp_path / "killed").glob("*.parquet")):
+        time.sleep(0.01)
+    job.kill()
+    assert job.wait() == -signal.SIGKILL
+    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*.parquet")}
+    assert 0 < len(done) < 4
+    for name in ("killed", "whole"):
+        subprocess.run([*command, str(tmp_path / name)], check=True, capture_output=True)
+    kept = {name: (tmp_path / "killed" / name).stat().st_mtime_ns for name in done}
+    assert kept == done
+    whole, killed = (BoxStore(tmp_path / name) for name in ("whole", "killed"))
+    assert killed.keys == whole.keys
+    assert killed.skipped.keys() == whole.skipped.keys()
+    for a, b in zip(killed, whole, strict=True):
+        np.testing.assert_array_equal(a.boxes, b.boxes)
+        np.testing.assert_array_equal(a.scores, b.scores)
+
+
+def test_a_gpu_changes_nothing(tool, folder, tmp_path, monkeypatch) -> None:
+    """Of what the tool does around the search, whose own tests are elsewhere."""
+    one = extract(tool, folder, tmp_path / "one", "--mode", "single")
+    sizes = []
+
+    def search(images, *, device, **options):
+        assert device == "cuda"
+        sizes.append(len(images))
+        return selective_search(images, **options)
+
+    monkeypatch.setattr(tool.selective_search, "selective_search", search)
+    monkeypatch.setattr(tool, "CUDA_BATCH", 3)
+    options = ("--mode", "single", "--device", "cuda", "--shard-size", "2")
+    two = extract(tool, folder, tmp_path / "two", *options)
+    assert sizes == [2, 2]  # of a/1.png, a/2.png, a/broken.jpg; b/1.png, b/2.png
+    assert two.keys == one.keys
+    assert two.skipped.keys() == one.skipped.keys()
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_array_equal(a.boxes, b.boxes)
+        np.testing.assert_array_equal(a.scores, b.scores)
 
 
 @pytest.mark.slow
