@@ -40,8 +40,8 @@ from predet.d2.embedded.launch import launch
 from predet.data.box_store import BoxStore
 from predet.data.box_store_writer import BoxStoreWriter, StoreInfo
 from predet.data.dataset import DetectionDataset
-from predet.data.formats import load_dataset
 from predet.data.pseudo_labels import pseudo_labelled
+from predet.data.sources import load_images
 from predet.engine.build import choose_device
 from predet.engine.config import load_config
 from predet.engine.config_text import flatten
@@ -87,8 +87,12 @@ def run(args: argparse.Namespace) -> None:
     """One process of the job."""
     setup_logging(None, comm.get_rank())
     cfg = load_config(args.config_file, args.opts)
-    dataset = load_dataset(
-        args.images, split=args.split, image_root=args.image_root, format=args.format
+    dataset = load_images(
+        args.images,
+        split=args.split,
+        image_root=args.image_root,
+        format=args.format,
+        folders=args.folders,
     )
     if len(dataset) == 0:
         raise ValueError(f"{args.images} holds no images")
@@ -243,6 +247,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--split", help="split of the data set, for example train")
     add("--image-root", help="where a COCO file's names begin, if not found by itself")
     add("--format", help="format of IMAGES, if it should not be detected")
+    add("--folders", metavar="FILE", help="only images in these folders: a name a line")
     add("--batch-size", type=int, default=8, help="images at once (default: %(default)s)")
     add("--num-workers", type=int, default=2, help="processes that read (default: %(default)s)")
     add("--nms-iou", type=_number_or_off, default=0.9, help="or 'off' (default: %(default)s)")

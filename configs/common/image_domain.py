@@ -20,6 +20,8 @@ data = dict(
         source="datasets/unlabeled",
         split=None,
         image_root=None,
+        format=None,  # detected
+        folders=None,  # or only images in these: names, or a file of them (ImageNet-100)
         num_images=None,  # or draw so many, by `seed`
         seed=0,
     ),
@@ -46,6 +48,8 @@ dataloader = dict(
             source="${data.unlabeled.source}",
             split="${data.unlabeled.split}",
             image_root="${data.unlabeled.image_root}",
+            format="${data.unlabeled.format}",
+            folders="${data.unlabeled.folders}",
             num_images="${data.unlabeled.num_images}",
             seed="${data.unlabeled.seed}",
         ),

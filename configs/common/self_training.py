@@ -14,7 +14,13 @@ from predet.projects.self_training import SelfTraining
 
 from .data import data, dataloader
 
-data.unlabeled = dict(source="datasets/unlabeled", split=None, image_root=None)
+data.unlabeled = dict(
+    source="datasets/unlabeled",
+    split=None,
+    image_root=None,
+    format=None,  # detected
+    folders=None,  # or only images in these: names, or a file of them (ImageNet-100)
+)
 data.store = "output/pseudo_labels"
 # "auto": what pseudo_label.py was told, else 30 boxes and no threshold.
 # A number as shuffle_seed gives every image the boxes of another one: a control.
@@ -26,6 +32,8 @@ dataloader.train.dataset = L(pseudo_labelled)(
         source="${data.unlabeled.source}",
         split="${data.unlabeled.split}",
         image_root="${data.unlabeled.image_root}",
+        format="${data.unlabeled.format}",
+        folders="${data.unlabeled.folders}",
     ),
     store="${data.store}",
     top_k="${data.selection.top_k}",

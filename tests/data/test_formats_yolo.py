@@ -9,7 +9,7 @@ from predet.data.formats import load_dataset
 
 LABELS = {
     "a": "1 0.5 0.5 0.25 0.5\n\n0 0.25 0.25 0.5 0.5\n",
-    "b": "0 0.25 0.125 0.75 0.125 0.5 0.75\n",  # a polygon
+    "b": "0 0.75 0.125 0.5 0.75 0.25 0.25\n",  # a polygon
     "c": "",
 }
 # Of 24 x 32 pixels, by hand.
