@@ -113,7 +113,7 @@ KINDS = (
 
 
 @settings(
-    max_examples=250,
+    max_examples=800,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     derandomize=True,
