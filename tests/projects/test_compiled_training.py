@@ -14,8 +14,10 @@ import torch.multiprocessing
 from predet.engine.optim import parameter_groups
 from predet.engine.schedule import WarmupSchedule
 from predet.engine.settings import TrainSettings
-from predet.engine.step import OptimizerStep
+from predet.engine.step import OptimizerStep, compile_parts
 from predet.engine.stopping import StopRequest
+from predet.pretext.semantic_targets import KeepClasses
+from predet.projects.self_training import SelfTraining
 
 
 def helpers():
@@ -93,3 +95,16 @@ def test_two_processes_train_compiled_as_they_train_otherwise(tmp_path: Path) ->
 def test_one_process_trains_compiled_as_it_trains_otherwise(tmp_path: Path) -> None:
     with mock.patch.object(torch, "compile", functools.partial(torch.compile, backend="eager")):
         equal_with_and_without("detr", str(tmp_path), checkpointing=False)
+
+
+def test_the_detector_inside_of_a_method_is_compiled() -> None:
+    detector = helpers().build_detector("detr")
+    model = SelfTraining(detector=detector, semantic_target=KeepClasses(), freeze_backbone=False)
+    names = list(model.state_dict())
+    compile_parts(model)
+    assert detector._compiled is not None
+    assert model._compiled_call_impl is None  # not the whole forward, which has matching in it
+    assert list(model.state_dict()) == names
+    plain = torch.nn.Linear(2, 2)
+    compile_parts(plain)
+    assert plain._compiled_call_impl is not None
