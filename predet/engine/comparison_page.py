@@ -121,10 +121,10 @@ def _results(found: Analysis, labels: str) -> list[Block]:
         rows.append(
             (
                 arm.title,
-                str(runs[0].updates),
-                str(len(runs)),
                 *(_mean_text([run.results[name] for run in runs]) for name in SHOWN),
                 _interval_text(interval, signed=False),
+                str(runs[0].updates),
+                str(len(runs)),
             )
         )
         if interval is not None:
@@ -139,7 +139,7 @@ def _results(found: Analysis, labels: str) -> list[Block]:
                 )
             )
     chart = interval_chart(chart_rows, title=f"AP of each arm, {labels}")
-    header = ("arm", "updates", "seeds", *SHOWN, "AP, 95% over seeds")
+    header = ("arm", *SHOWN, "AP, 95% over seeds", "updates", "seeds")
     note = "Dots: seeds. Filled: their mean. Line: 95% t interval (from 3 seeds on)."
     return [
         Figures(((f"AP on the test images. {note}", chart),)),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from predet.data.scenes import make_scenes
-from predet.engine.comparison import Training, load_comparison
+from predet.engine.comparison import Proposals, PseudoLabels, Training, load_comparison
 from predet.engine.comparison_run import plan
 from predet.engine.comparison_stages import StageResolver
 from predet.engine.config import load_config
@@ -64,6 +67,29 @@ def test_every_stage_can_be_run(config: str, data: Path) -> None:
             cfg = load_config(each.stage.config.config, overrides)
             assert cfg.train.max_iter == each.stage.config.updates
     json.dumps([p.stage.command for p in planned])
+
+
+@pytest.mark.parametrize("tool", ["pseudo_label", "extract_proposals"])
+def test_tools_take_the_options_of_their_stages(
+    tool: str, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolver = resolver_of("configs/tiny/compare_demo.py", "small", data)
+    own = {
+        "pseudo_label": PseudoLabels(teacher="teacher", options={"keep": 20, "top_k": 10}),
+        "extract_proposals": Proposals(options={"mode": "single", "top_k": 10}),
+    }
+    stages = {**resolver.comparison.stages, "boxes": own[tool]}
+    resolver.comparison = dataclasses.replace(resolver.comparison, stages=stages)
+    boxes = next(p.stage for p in plan(resolver) if p.stage.weights is None)
+    assert Path(boxes.command[1]).stem == tool
+    spec = importlib.util.spec_from_file_location(tool, boxes.command[1])
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, tool, module)  # where its dataclasses look for themselves
+    spec.loader.exec_module(module)
+    args = module.make_parser().parse_intermixed_args(boxes.command[2:])
+    assert args.images == str(data)
+    assert args.output == str(boxes.folder)
+    assert args.top_k == 10
 
 
 @pytest.mark.parametrize("config", COMPARISONS)
