@@ -215,6 +215,40 @@ def test_schedule_values() -> None:
             WarmupSchedule(max_iter=9, **wrong)
 
 
+@pytest.mark.parametrize(
+    ("epochs", "drop"),
+    [(300, 200), (50, 40), (12, 11), (24, 20), (36, 30), (60, 40), (15, 10)],
+)
+def test_the_papers_step_schedules(epochs: int, drop: int) -> None:
+    """DETR; Deformable DETR; H-Deformable DETR (12, 24, 36); UP-DETR (60, 15)."""
+    epoch = 118_287 // 16
+    schedule = WarmupSchedule(max_iter=epochs * epoch, drop_steps=[drop * epoch])
+    optimizer = torch.optim.AdamW(TinyDetector(num_classes=2).parameters(), lr=2e-4)
+    rates = [
+        set_learning_rates(optimizer, schedule, step, epochs * epoch)
+        for step in (0, drop * epoch - 1, drop * epoch, epochs * epoch - 1)
+    ]
+    assert rates == pytest.approx([2e-4, 2e-4, 2e-5, 2e-5], rel=1e-12)
+
+
+def test_detectron2s_schedule_of_detr() -> None:
+    """554,400 steps, drop at 369,600, ten steps of warm-up from a thousandth."""
+    length = 554_400
+    schedule = WarmupSchedule(max_iter=length, drop_steps=[369_600], warmup_steps=10)
+    expected = {0: 0.001, 5: 0.5005, 9: 0.9001, 10: 1.0, 369_599: 1.0, 369_600: 0.1}
+    for step, multiplier in expected.items():
+        assert schedule(step / length) == pytest.approx(multiplier, rel=1e-9)
+
+
+def test_cosine_falls_as_a_loop_by_hand() -> None:
+    schedule = WarmupSchedule(max_iter=40, cosine=True, warmup_steps=8, final_factor=0.01)
+    found = [schedule(step / 40) for step in range(40)]
+    by_hand = [0.001 + 0.999 * step / 8 for step in range(8)]
+    by_hand += [0.505 + 0.495 * math.cos(math.pi * step / 32) for step in range(32)]
+    assert found == pytest.approx(by_hand, rel=1e-12)
+    assert found[8:] == sorted(found[8:], reverse=True)
+
+
 def test_ema_equals_a_loop_by_hand() -> None:
     torch.manual_seed(0)
     model = TinyDetector(num_classes=2)
