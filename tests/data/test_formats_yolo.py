@@ -99,6 +99,9 @@ def test_boxes_past_the_border_are_cut_and_bad_ones_named(root, caplog):
     dataset = load_dataset(root)
     assert dataset[0].boxes.tolist() == [[0, 6, 8, 18]]
     assert "cut 1 at the border" in caplog.text
+    path.write_text("0 0.4999999999 0.5 1 0.5\n")  # rounded
+    assert load_dataset(root)[0].boxes[0, 0] == 0
+    assert "skipped 0 boxes; cut 0 at the border" in caplog.text
     assert "deep/a.png: skipped line 2: box" in caplog.text
     assert "skipped 3 boxes (no area: 1, not a number: 1, outside its image: 1)" in caplog.text
 

@@ -23,6 +23,8 @@ _logger = logging.getLogger(__name__)
 # More skipped boxes than this are counted, and named only at log level DEBUG.
 MAX_NAMED_BOXES = 100
 
+_LEAST_CUT = 1e-3  # pixels; less is rounding, and is not counted
+
 _NOT_A_NUMBER, _NEGATIVE, _NO_AREA, _OUTSIDE = range(1, 5)
 _REASONS = {
     _NOT_A_NUMBER: "not a number",
@@ -126,7 +128,7 @@ class DatasetBuilder:
             iscrowd=np.asarray(self._iscrowd, np.bool_)[order],
             areas=np.where(np.isnan(areas), own_areas, areas),
         )
-        cut = (clipped != boxes.astype(np.float32)).any(axis=1) & (faults == 0)
+        cut = (np.abs(clipped[faults == 0] - boxes[faults == 0]) > _LEAST_CUT).any(axis=1)
         self._report(dataset, faults, num_cut=int(cut.sum()))
         return dataset
 
