@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,7 +120,7 @@ def check_leakage(resolver: StageResolver) -> LeakageReport:
 
 def write_text(path: Path, text: str) -> None:
     """Write beside and rename, so that a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")  # others may write it as well
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
