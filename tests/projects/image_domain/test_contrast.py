@@ -107,7 +107,7 @@ def test_every_parameter_is_trained_and_a_step_lowers_the_losses():
     history = []
     for _ in range(12):
         losses = method(batch)
-        history.append({name: float(value) for name, value in losses.items()})
+        history.append({name: value.item() for name, value in losses.items()})
         optimizer.zero_grad()
         sum(losses.values()).backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
