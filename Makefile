@@ -1,6 +1,7 @@
 # predet. Each target works on a fresh machine with Python >= 3.10 and a package index.
 #   make demo       set up, then a small comparison on scenes drawn by predet
 #   make test       set up, lint, core tests          make test-all   the same and the slow tests
+#   make sanitize   native operators under address and undefined-behaviour checks (of test-all)
 #   make fmt        format and fix                    make clean      remove what make built
 # Variables: PYTHON (interpreter that makes the environment), VENV, JOBS (test processes).
 
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 SOURCES := pyproject.toml setup.py $(shell find csrc -type f)
 
-.PHONY: setup demo lint fmt test test-all clean
+.PHONY: setup demo lint fmt test test-all sanitize clean
 
 setup: $(VENV)/.installed
 
@@ -37,8 +38,11 @@ fmt: setup
 test: lint
 	$(PYTEST) -m "not slow"
 
-test-all: test
+test-all: test sanitize
 	$(PYTEST) -m slow
+
+sanitize: setup
+	$(BIN)/python tests/sanitize.py
 
 clean:
 	rm -rf $(VENV) build dist output *.egg-info predet/*.so
