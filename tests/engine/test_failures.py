@@ -158,7 +158,7 @@ def test_an_error_of_the_user_is_said_once_by_the_launcher(
     )
     assert done.returncode == 1
     assert done.stderr.count("error: ") == 1
-    assert done.stderr.startswith("error: ")
+    assert sum(line.startswith("error: ") for line in done.stderr.splitlines()) == 1
     assert WRONG[1] in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
 
