@@ -36,6 +36,7 @@ import torch
 from figures import Figure, compare, main, milliseconds, say, set_threads, spread, synchronize
 from torch import Tensor, nn
 
+from predet.checkpoint.published import from_published
 from predet.configs.common.models.deformable_detr import one_stage
 from predet.configs.common.models.detr import model as detr_config
 from predet.d2 import Boxes, Instances, instantiate
@@ -63,7 +64,7 @@ def build_pair(name: str) -> tuple[Detector, nn.Module]:
     """Ours and theirs with one set of weights; what the papers freeze is frozen in both."""
     theirs = hf.detr_r50(0) if name == "detr" else hf.deformable_detr_r50(0)
     ours = build_ours(name)
-    ours.load_state_dict(hf.to_predet(theirs.state_dict()))
+    ours.load_state_dict(from_published(theirs.state_dict()).weights)
     for key, parameter in theirs.named_parameters():
         parameter.requires_grad_(not any(part in key for part in (".embedder.", ".stages.0.")))
     return ours, theirs

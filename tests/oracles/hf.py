@@ -1,8 +1,8 @@
 """Hugging Face transformers as an independent implementation of our detectors.
 
-Small models with random weights, made without a download; their weights under our names; their
-losses by their own criterion. What of theirs differs from the published code, and how the oracle
-steps around it (transformers 5.23):
+Small models with random weights, made without a download, and their losses by their own criterion;
+`predet.checkpoint.published` knows their names. What of theirs differs from the published code, and
+how the oracle steps around it (transformers 5.23):
 
 - `DetrDecoder` with `auxiliary_loss=True` feeds the normalised output of a layer to the next and
   normalises the last twice. The oracle leaves the option off and reads the layers by hooks.
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -162,74 +161,6 @@ def losses(model: nn.Module, prediction: Prediction, labels: list[dict]) -> dict
         values = criterion({"logits": logits, "pred_boxes": boxes}, objects)
         found |= {f"{name}_enc": weights[name] * value for name, value in values.items()}
     return {name.replace("loss_ce", "loss_class"): value for name, value in found.items()}
-
-
-def to_predet(tensors: Mapping[str, Tensor], *, refine: bool = False) -> dict[str, Tensor]:
-    """Their state dict (or their gradients, by parameter name) under our names.
-
-    Args:
-        tensors: by their names; copies of a head under a second name are ignored.
-        refine: the heads of a deformable model differ from layer to layer.
-    """
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if re.match(r"model\.decoder\.(bbox|class)_embed\.", name):
-            continue
-        head = re.match(r"(bbox|class)_embed\.(\d+)\.", name)
-        if head and not refine:
-            if head[2] != "0":
-                continue
-            name = name.replace("_embed.0.", "_embed.", 1)
-        for pattern, replacement in _RENAMES:
-            name = re.sub(pattern, replacement, name)
-        found[name] = tensor
-    return _merge_projections(found)
-
-
-_RENAMES = (
-    (r"^model\.backbone\.model\.embedder\.embedder\.convolution", "backbone.conv1"),
-    (r"^model\.backbone\.model\.embedder\.embedder\.normalization", "backbone.bn1"),
-    (r"^model\.backbone\.model\.encoder\.stages\.0\.", "backbone.layer1."),
-    (r"^model\.backbone\.model\.encoder\.stages\.1\.", "backbone.layer2."),
-    (r"^model\.backbone\.model\.encoder\.stages\.2\.", "backbone.layer3."),
-    (r"^model\.backbone\.model\.encoder\.stages\.3\.", "backbone.layer4."),
-    (r"(layer\d)\.layers\.(\d)\.layer\.0\.convolution", r"\1.\2.conv1"),
-    (r"(layer\d)\.layers\.(\d)\.layer\.1\.convolution", r"\1.\2.conv2"),
-    (r"(layer\d)\.layers\.(\d)\.layer\.0\.normalization", r"\1.\2.bn1"),
-    (r"(layer\d)\.layers\.(\d)\.layer\.1\.normalization", r"\1.\2.bn2"),
-    (r"(layer\d)\.layers\.(\d)\.layer\.2\.convolution", r"\1.\2.conv3"),
-    (r"(layer\d)\.layers\.(\d)\.layer\.2\.normalization", r"\1.\2.bn3"),
-    (r"(layer\d)\.layers\.(\d)\.shortcut\.convolution", r"\1.\2.downsample.0"),
-    (r"(layer\d)\.layers\.(\d)\.shortcut\.normalization", r"\1.\2.downsample.1"),
-    (r"^model\.(encoder|decoder)\.layers\.", r"transformer.\1_layers."),
-    (r"^model\.decoder\.layernorm", "transformer.decoder_norm"),
-    (r"^model\.level_embed", "transformer.level_embed"),
-    (r"^model\.(enc_output|pos_trans|reference_points)", r"queries.\1"),
-    (r"^model\.input_proj(ection)?", "input_proj"),
-    (r"\.mlp\.fc", ".ffn.linear"),
-    (r"encoder_attn", "cross_attn"),
-    (r"attn_layer_norm", "attn_norm"),
-    (r"final_layer_norm", "ffn_norm"),
-    (r"\.o_proj", ".out_proj"),
-    (r"^(class_labels_classifier|class_embed)", "class_head"),
-    (r"^(bbox_predictor|bbox_embed)", "box_head"),
-)
-
-
-def _merge_projections(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """q, k and v of each attention into one; queries under the name their detector has."""
-    found = {}
-    for name, tensor in tensors.items():
-        if match := re.match(r"(.*)\.q_proj\.(weight|bias)$", name):
-            stem, kind = match.groups()
-            parts = [tensors[f"{stem}.{x}_proj.{kind}"] for x in "qkv"]
-            found[f"{stem}.in_proj_{kind}"] = torch.cat(parts)
-        elif not re.search(r"\.[kv]_proj\.", name):
-            found[name] = tensor
-    if (embedding := found.pop("model.query_position_embeddings.weight", None)) is not None:
-        deformable = "transformer.level_embed" in found
-        found["queries.query_embed.weight" if deformable else "query_embed.weight"] = embedding
-    return found
 
 
 def _resnet18(*out_features: str) -> ResNetConfig:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from predet.checkpoint.published import from_published
+
 CASES = {
     "detr": {},
     "deformable": {},
@@ -20,8 +22,7 @@ def pair(request, hf, detector, batch):
     name = request.param
     theirs = hf.detr(7) if name == "detr" else hf.deformable_detr(7, **CASES[name])
     ours = detector(name, norm="frozen_bn").eval()
-    refine = getattr(ours, "with_box_refine", False)
-    missing = ours.load_state_dict(hf.to_predet(theirs.state_dict(), refine=refine))
+    missing = ours.load_state_dict(from_published(theirs.state_dict()).weights)
     assert not missing.missing_keys
     assert not missing.unexpected_keys
     return ours, theirs, batch()
@@ -68,9 +69,8 @@ def test_losses_and_gradients_are_equal(pair, hf):
     assert losses.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(losses[name], value, rtol=1e-4, atol=1e-5, msg=name)
-    refine = getattr(ours, "with_box_refine", False)
     found = theirs.named_parameters(remove_duplicate=False)
-    gradients = hf.to_predet({name: p.grad for name, p in found}, refine=refine)
+    gradients = from_published({name: p.grad for name, p in found}).weights
     parameters = dict(ours.named_parameters())
     assert gradients.keys() == parameters.keys()
     largest = max(gradient.abs().max() for gradient in gradients.values())
