@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -22,16 +21,6 @@ from predet.engine.config import load_config
 TOOL = Path(__file__).parents[2] / "tools" / "visualize.py"
 CONFIG = "--config-file=configs/tiny/deformable_detr.py"
 SMALL = ["model.transformer.num_encoder_layers=1", "model.queries.num_queries=20"]
-
-
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("visualize", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
