@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from predet.d2 import Boxes, Instances
-from predet.data.augmentation import Augmentation, make_sample
+from predet.data.augmentation import Augmentation, Sample, make_sample
 from predet.data.dataset import Record
 from predet.data.images import BadSampleError, read_image
 
@@ -42,23 +42,26 @@ class DetectionMapper:
             BadSampleError: The file cannot be read, or its size is not the annotated one.
         """
         image = read_image(record.path)
-        height, width = image.shape[:2]
-        _check_size(record, height, width)
+        check_size(record, *image.shape[:2])
         kept = ~record.iscrowd if self.training else slice(None)
         sample = make_sample(image, record.boxes[kept], record.classes[kept])
-        sample = self.augmentation(sample, rng)
-        instances = Instances(sample.image.shape[:2])
-        instances.gt_boxes = Boxes(torch.from_numpy(sample.boxes.astype(np.float32)))
-        instances.gt_classes = torch.from_numpy(sample.classes.astype(np.int64))
-        return {
-            "image": to_chw_tensor(sample.image),
-            "instances": instances,
-            "height": height,
-            "width": width,
-            "image_id": record.image_id,
-            "file_name": record.path,
-            "key": record.key,
-        }
+        return batch_dict(record, image, self.augmentation(sample, rng))
+
+
+def batch_dict(record: Record, image: np.ndarray, sample: Sample) -> dict[str, Any]:
+    """Pack what was made of `image`, the (H, W, 3) pixels on disk; see `DetectionMapper`."""
+    instances = Instances(sample.image.shape[:2])
+    instances.gt_boxes = Boxes(torch.from_numpy(sample.boxes.astype(np.float32)))
+    instances.gt_classes = torch.from_numpy(sample.classes.astype(np.int64))
+    return {
+        "image": to_chw_tensor(sample.image),
+        "instances": instances,
+        "height": image.shape[0],
+        "width": image.shape[1],
+        "image_id": record.image_id,
+        "file_name": record.path,
+        "key": record.key,
+    }
 
 
 def to_chw_tensor(image: np.ndarray) -> torch.Tensor:
@@ -69,7 +72,8 @@ def to_chw_tensor(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(planes)
 
 
-def _check_size(record: Record, height: int, width: int) -> None:
+def check_size(record: Record, height: int, width: int) -> None:
+    """Raise BadSampleError if the file has not the annotated size."""
     if not record.height or (record.height, record.width) == (height, width):
         return
     turned = (record.height, record.width) == (width, height)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+import numpy as np
+
 from predet.data.dataset import DetectionDataset
 from predet.data.formats import load_dataset
 from predet.data.subset import draw_images, select_folders
@@ -31,3 +33,15 @@ def load_images(
     if num_images is None and fraction is None:
         return dataset
     return draw_images(dataset, num_images=num_images, fraction=fraction, seed=seed)
+
+
+def without_annotations(dataset: DetectionDataset) -> DetectionDataset:
+    """The images alone, whose one class is "object": what a box source that makes boxes needs."""
+    return dataset.with_annotations(
+        name=dataset.name,
+        class_names=("object",),
+        category_ids=(1,),
+        offsets=np.zeros(len(dataset) + 1, np.int64),
+        boxes=np.zeros((0, 4), np.float32),
+        classes=np.zeros(0, np.int32),
+    )
