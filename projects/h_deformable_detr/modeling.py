@@ -35,20 +35,23 @@ class HDeformableDETR(DeformableDETR):
     ) -> DetectorOutput:
         """Raw predictions of every layer; in training of both groups.
 
-        `condition` sees the one-to-one group alone, in training and otherwise.
+        `condition` sees each group by itself: what a query is told does not depend on its group.
         """
         num_more = self._num_one_to_many
         if num_more == 0:
             return super().transform(maps, pad_mask, condition)
+        counts = []  # a condition may change how many there are
 
         def keep_apart(queries: Queries) -> Queries:
-            first, second = split_queries(queries, queries.content.shape[1] - num_more)
-            return join_groups(first if condition is None else condition(first), second)
+            groups = split_queries(queries, queries.content.shape[1] - num_more)
+            if condition is not None:
+                groups = tuple(condition(group) for group in groups)
+            counts.append(groups[0].content.shape[1])
+            return join_groups(*groups)
 
         output = super().transform(maps, pad_mask, keep_apart)
-        first = output.boxes.shape[2] - num_more  # a condition may change how many there are
-        return output.select(slice(first))._replace(
-            encoder=output.encoder, one_to_many=output.select(slice(first, None))
+        return output.select(slice(counts[0]))._replace(
+            encoder=output.encoder, one_to_many=output.select(slice(counts[0], None))
         )
 
     def prepare_targets(self, batch: Sequence[Mapping[str, Any]]) -> Targets:
@@ -104,13 +107,15 @@ def split_queries(queries: Queries, count: int) -> tuple[Queries, Queries]:
 def join_groups(first: Queries, second: Queries) -> Queries:
     """Both groups, of Q and T queries, in one, blind to each other in self-attention.
 
-    A mask of the first group, (Q, Q) or (B, Q, Q), stays in force within it.
+    A mask of a group, (Q, Q) or (B, Q, Q), stays in force within it.
     """
     counts = first.content.shape[1], second.content.shape[1]
     group = torch.arange(sum(counts), device=first.content.device) >= counts[0]
     blocked = group[:, None] != group[None]  # (Q + T, Q + T)
     if first.attention_mask is not None:
         blocked = blocked | F.pad(first.attention_mask, (0, counts[1], 0, counts[1]))
+    if second.attention_mask is not None:
+        blocked = blocked | F.pad(second.attention_mask, (counts[0], 0, counts[0], 0))
     return Queries(
         torch.cat([first.content, second.content], dim=1),
         torch.cat([first.position, second.position], dim=1),
