@@ -1,0 +1,159 @@
+"""Image patches added to object queries, in groups (UP-DETR, arXiv 2011.09094, section 3.2).
+
+The queries of an image fall into one group for each patch. The feature of a patch is added to the
+queries of its group, and self-attention is blocked between groups, for the patches have nothing to
+do with each other. What this makes of the features of a batch is a `Condition` of a detector.
+
+Deviations: groups of any sizes (the published code's mask is wrong where a group has fewer queries
+than there are groups, `docs/decisions/0016-patches-on-queries.md`).
+
+Legend: B batch, N queries, M groups, F channels of a patch's feature, D channels of a query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from predet.modeling.outputs import Queries
+
+Part = Literal["position", "content"]
+Masked = Literal["queries", "patches"]
+
+
+class PatchQueries(nn.Module):
+    """Projects the features of patches to the width of the queries, and conditions queries on them.
+
+    Args:
+        feature_dim: F.
+        hidden_dim: D.
+        num_patches: M. An image with fewer patches leaves its last groups without any.
+        add_to: the part of the queries that patches are added to: "position", as UP-DETR on DETR.
+            Deformable attention never compares a query with what it looks at, so there the patch
+            has to be in the residual stream: "content".
+        shuffle: in training, give each image the queries in an order of its own, so that any query
+            may come into any group (section 3.2.2; of no help, appendix A.3).
+        mask: in training, what is left without a patch now and then: single "queries" (as the
+            published weights were trained) or whole "patches" (as the paper says).
+        mask_probability: of each query or patch.
+    """
+
+    def __init__(
+        self,
+        *,
+        feature_dim: int,
+        hidden_dim: int,
+        num_patches: int = 10,
+        add_to: Part = "position",
+        shuffle: bool = False,
+        mask: Masked = "queries",
+        mask_probability: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if num_patches < 1:
+            raise ValueError(f"num_patches must be at least 1, got {num_patches}")
+        for name, value, known in (("add_to", add_to, Part), ("mask", mask, Masked)):
+            if value not in get_args(known):
+                raise ValueError(f"{name} must be one of {get_args(known)}, got {value!r}")
+        if not 0 <= mask_probability < 1:
+            raise ValueError(f"mask_probability must be in [0, 1), got {mask_probability}")
+        self.num_patches = num_patches
+        self.add_to = add_to
+        self.shuffle = shuffle
+        self.mask = mask
+        self.mask_probability = mask_probability
+        self.patch2query = nn.Linear(feature_dim, hidden_dim)
+
+    def forward(self, features: Tensor, counts: Sequence[int]) -> PatchCondition:
+        """What the detector is to be conditioned with.
+
+        Args:
+            features: (P, F), of the patches of all images, one image after the other.
+            counts: patches of each of the B images; sums to P.
+
+        Raises:
+            ValueError: an image has more patches than there are groups.
+        """
+        most = max(counts, default=0)
+        if most > self.num_patches:
+            raise ValueError(
+                f"an image has {most} patches, but queries are divided into num_patches="
+                f"{self.num_patches} groups"
+            )
+        image = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+        group = torch.cat([torch.arange(count) for count in counts])
+        encoded = self.patch2query(features)
+        patches = encoded.new_zeros(len(counts), self.num_patches, encoded.shape[1])
+        patches = patches.index_put((image.to(features.device), group.to(features.device)), encoded)
+        probability = self.mask_probability if self.training else 0.0
+        return PatchCondition(
+            patches, self.add_to, self.shuffle and self.training, self.mask, probability
+        )
+
+
+class PatchCondition(NamedTuple):
+    """Adds patches to the queries of their groups and blocks the view between groups."""
+
+    patches: Tensor  # (B, M, D), zero for a group without a patch
+    add_to: Part
+    shuffle: bool
+    mask: Masked
+    mask_probability: float
+
+    def __call__(self, queries: Queries) -> Queries:
+        """(B, N, D) queries, unmasked -> as many, of which query i is in the i-th's group.
+
+        Raises:
+            ValueError: there are fewer queries than groups.
+        """
+        assert queries.attention_mask is None
+        batch_size, num_queries = queries.content.shape[:2]
+        device = self.patches.device
+        if self.shuffle:
+            order = torch.rand(batch_size, num_queries, device=device).argsort(dim=1)
+            queries = in_order(queries, order)
+        group = group_of_query(num_queries, self.patches.shape[1], device)
+        added = self.patches[:, group]  # (B, N, D)
+        if self.mask_probability:
+            draws = self.patches.shape[1] if self.mask == "patches" else num_queries
+            kept = torch.rand(batch_size, draws, 1, device=device) >= self.mask_probability
+            added = added * (kept[:, group] if self.mask == "patches" else kept)
+        return queries._replace(
+            **{self.add_to: getattr(queries, self.add_to) + added},
+            attention_mask=group_mask(group),
+        )
+
+
+def group_of_query(num_queries: int, num_groups: int, device: torch.device | None = None) -> Tensor:
+    """(N,) int64, rising from 0: the group of each query; sizes differ by one at most.
+
+    Raises:
+        ValueError: some group would have no query.
+    """
+    if not 1 <= num_groups <= num_queries:
+        raise ValueError(
+            f"{num_queries} queries cannot be divided into {num_groups} groups, one for each "
+            "patch: every group needs a query"
+        )
+    return torch.arange(num_queries, device=device) * num_groups // num_queries
+
+
+def group_mask(group: Tensor) -> Tensor:
+    """(N,) group of each query -> (N, N) bool, True = blocked: of another group."""
+    return group[:, None] != group[None]
+
+
+def in_order(queries: Queries, order: Tensor) -> Queries:
+    """Each image's queries in an order of its own, (B, N) indices."""
+
+    def pick(x: Tensor | None) -> Tensor | None:
+        return x if x is None else x.gather(1, order[..., None].expand(-1, -1, x.shape[2]))
+
+    return queries._replace(
+        content=pick(queries.content),
+        position=pick(queries.position),
+        reference=pick(queries.reference),
+    )
