@@ -27,6 +27,7 @@ _train = "dataloader.train.mapper.augmentation"
 _test = "dataloader.test.mapper.augmentation"
 stages = stages_with(
     training={
+        "train.precision": "bf16",  # a third faster on processors that multiply in it, and on GPUs
         f"{_train}.short_sides": [160, 176, 192, 208],
         f"{_train}.max_size": 320,
         f"{_train}.crop_short_sides": [192, 216, 240],

@@ -15,7 +15,7 @@ from .common.compare_self_training import (
     configs,
     controls,
     data,
-    stages,
+    stages_with,
     titles,
     updates,
 )
@@ -23,6 +23,8 @@ from .common.compare_self_training import (
 comparison.title = "Self-training on scenes"
 comparison.labels = [100]
 data.train.source = "datasets/scenes"
+# A third faster on processors that multiply in bfloat16, and on GPUs.
+stages = stages_with(training={"train.precision": "bf16"})
 configs.detector = "configs/tiny/deformable_detr.py"
 configs.pretrain = "configs/tiny/selftrain.py"
 configs.backbone = "configs/tiny/image_domain.py"

@@ -1,7 +1,7 @@
 """Self-training against its controls: where the boxes come from, what their classes are.
 
-A recipe imports all sections and sets `data`, `configs`, `updates`, `comparison`, `timing` and
-`budgets`; with other keys for all its detectors it takes `stages_with(...)` instead of `stages`.
+A recipe imports all sections, sets `data`, `configs`, `updates`, `comparison`, `timing` and
+`budgets`, and makes `stages` by `stages_with(...)`.
 """
 
 from predet.d2 import LazyCall as L
@@ -72,7 +72,6 @@ def stages_with(training: dict | None = None, evaluation: dict | None = None) ->
     )
 
 
-stages = stages_with()
 arms = dict(
     scratch=["finetune"],
     best_30=["best_30", "finetune"],
