@@ -29,6 +29,8 @@ PROJECT_MAY_USE = {
     "deformable_detr": set(),
     "h_deformable_detr": {"deformable_detr"},
     "self_training": set(),
+    "detreg": set(),
+    "up_detr": set(),
     "image_domain": set(),
 }
 PROJECT_ROOMS = {"ops", "layers", "modeling", "pretext", "data", "checkpoint"}

@@ -110,7 +110,8 @@ class FeatureTarget(nn.Module):
         layer = torch.arange(chosen.start, chosen.stop, device=features.device)[:, None]
         hidden = output.hidden[layer, matches.image[None], matches.query[chosen.start :]]
         predicted = self.predict(hidden)  # (layers with the loss, P, F)
-        wanted = features[matches.target[chosen.start :]]
+        # A target, also where a backbone that is trained has made it: else it would collapse.
+        wanted = features.detach()[matches.target[chosen.start :]]
         with torch.autocast(features.device.type, enabled=False):
             # Of no pair at all the sums are zero, and still lead back to the head.
             distances = self.distance(predicted.float(), wanted.float()).sum(dim=1)

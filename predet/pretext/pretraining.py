@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from predet.modeling.detector import Condition
+from predet.modeling.matcher import Matches
+from predet.modeling.outputs import DetectorOutput
+from predet.modeling.targets import Targets
 from predet.pretext.feature_target import FeatureTarget
 from predet.pretext.semantic_targets import Batch, SemanticTarget
 
@@ -99,7 +102,7 @@ class Pretraining(nn.Module):
         detector = self.detector
         images, targets = detector.preprocess(batch), detector.prepare_targets(batch)
         output = detector.detect(images, self.condition(batch, features))
-        matches = detector.criterion.match(output, targets)
+        matches = self.match(output, targets)
         losses = detector.criterion(output, targets, matches)
         if self.feature_target is not None:
             losses |= self.feature_target(output, targets, matches, features)
@@ -120,6 +123,10 @@ class Pretraining(nn.Module):
             features: of `encode_patches`.
         """
         return None
+
+    def match(self, output: DetectorOutput, targets: Targets) -> Matches:
+        """Which query answers for which box, in all decoder layers: as in the detector here."""
+        return self.detector.criterion.match(output, targets)
 
     def train(self, mode: bool = True) -> Pretraining:
         """As usual, but what is frozen stays in evaluation mode: its statistics do not move."""

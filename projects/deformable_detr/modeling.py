@@ -88,6 +88,11 @@ class DeformableDETR(Detector):
         self.input_proj = input_projections(backbone.channels, hidden_dim, transformer.num_levels)
         self.class_head, self.box_head = self._make_heads()
 
+    @property
+    def num_queries(self) -> int:
+        """The most objects an image can have."""
+        return self.queries.num_queries
+
     def project(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Maps of the backbone -> one map of `hidden_dim` channels for each level."""
         maps: list[Tensor] = []

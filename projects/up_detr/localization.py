@@ -1,0 +1,85 @@
+"""Does UP-DETR find its patches? Overlap of what it points at with where the patch was cut.
+
+For every patch of held-out images the most confident query of its group is asked for its box. That
+proves something only beside controls: the same images with patches of other images (a model that
+ignores its patches does as well), a model that was never trained, and one box for all patches.
+
+Legend: P patches of an image, all images of a data set one after the other: T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from predet.ops.boxes import box_iou
+from predet.projects.up_detr.modeling import UPDETR
+
+Batch = Sequence[Mapping[str, Any]]
+
+
+class Localization(NamedTuple):
+    """How well patches were found."""
+
+    iou: Tensor  # (T,) of the found box and the patch's own
+    scores: Tensor  # (T,) confidence of the query that was asked
+
+    def summary(self) -> dict[str, float]:
+        """Means over patches."""
+        return {
+            "iou": self.iou.mean().item(),
+            "found": (self.iou >= 0.5).double().mean().item(),
+            "score": self.scores.mean().item(),
+        }
+
+
+def localization(model: UPDETR, batches: Iterable[Batch], *, swap: bool = False) -> Localization:
+    """Let a model find the patches of images.
+
+    Args:
+        model: in evaluation mode.
+        batches: of a `PretextMapper` with a `PatchMaker`; at least two images each if `swap`.
+        swap: give each image the patches of another one, as `swapped` does.
+    """
+    ious, scores = [], []
+    for batch in batches:
+        found = model.localize(swapped(batch) if swap else batch)
+        for sample, image in zip(batch, found, strict=True):
+            boxes = sample["instances"].gt_boxes.tensor.to(image.boxes.device)
+            count = min(len(boxes), len(image.boxes))  # another image may have fewer patches
+            ious.append(box_iou(image.boxes[:count], boxes[:count]).cpu())
+            scores.append(image.scores[:count].cpu())
+    return Localization(torch.cat(ious), torch.cat(scores))
+
+
+def mean_boxes(batches: Iterable[Batch]) -> Localization:
+    """One box for all patches: the mean of all their boxes, as parts of their images.
+
+    The mean is over these very boxes, so it knows more of them than a model can.
+    """
+    parts, sizes = [], []
+    for sample in (sample for batch in batches for sample in batch):
+        size = torch.tensor([*sample["image"].shape[:0:-1]] * 2)  # width, height, twice
+        boxes = sample["instances"].gt_boxes.tensor
+        parts.append(boxes / size)
+        sizes.append(size.expand(len(boxes), 4))
+    boxes, size = torch.cat(parts), torch.cat(sizes)
+    iou = box_iou(boxes.mean(dim=0) * size, boxes * size)
+    return Localization(iou, torch.zeros(len(iou)))
+
+
+def swapped(batch: Batch) -> list[dict[str, Any]]:
+    """Each image with the patches of the one before it, and its own boxes.
+
+    Raises:
+        ValueError: there is only one image.
+    """
+    if len(batch) < 2:
+        raise ValueError("patches can be swapped between two images or more, got one")
+    others = [batch[-1], *batch[:-1]]
+    return [
+        {**sample, "patches": other["patches"]} for sample, other in zip(batch, others, strict=True)
+    ]

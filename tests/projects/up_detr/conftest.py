@@ -1,0 +1,53 @@
+"""A small UP-DETR on any detector, and batches with patches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from predet.pretext.feature_target import FeatureTarget, NormalizedSquared
+from predet.pretext.patch_queries import PatchQueries
+from predet.pretext.semantic_targets import Objectness
+from predet.projects.up_detr import UPDETR
+
+
+def build_updetr(detector, *, reconstruct: bool = True, num_patches: int = 4, **options) -> UPDETR:
+    """No masking unless asked for; the backbone is trained unless asked for."""
+    own = {"add_to", "shuffle", "mask", "mask_probability"}
+    queries = {"mask_probability": 0.0} | {k: v for k, v in options.items() if k in own}
+    rest = {"freeze_backbone": False} | {k: v for k, v in options.items() if k not in own}
+    channels, hidden_dim = detector.backbone.channels[-1], detector.transformer.hidden_dim
+    target = FeatureTarget(
+        hidden_dim=hidden_dim, num_features=channels, distance=NormalizedSquared(), layers="all"
+    )
+    return UPDETR(
+        detector=detector,
+        semantic_target=Objectness(),
+        patch_queries=PatchQueries(
+            feature_dim=channels, hidden_dim=hidden_dim, num_patches=num_patches, **queries
+        ),
+        feature_target=target if reconstruct else None,
+        **rest,
+    )
+
+
+@pytest.fixture
+def updetr():
+    """`updetr(detector, **options)`; see `build_updetr`."""
+    return build_updetr
+
+
+@pytest.fixture
+def patch_batch(batch):
+    """`patch_batch(counts)`: images with so many boxes, and a patch of noise for each."""
+
+    def build(counts=(4, 4), seed: int = 0) -> list[dict]:
+        sizes = ((96, 128), (128, 96), (64, 96))[: len(counts)]
+        generator = torch.Generator().manual_seed(seed)
+        made = batch(sizes, counts, seed)
+        for sample, count in zip(made, counts, strict=True):
+            shape = (count, 3, 32, 32)
+            sample["patches"] = torch.randint(0, 256, shape, generator=generator).byte()
+        return made
+
+    return build
