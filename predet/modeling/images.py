@@ -62,10 +62,13 @@ class ImageNormalizer(nn.Module):
         pixels = torch.zeros(len(images), 3, height, width, device=device)
         pad_mask = torch.ones(len(images), height, width, dtype=torch.bool, device=device)
         for index, (image, (h, w)) in enumerate(zip(images, sizes, strict=True)):
-            image = image.to(device, non_blocking=True).float()
-            pixels[index, :, :h, :w] = (image - self.pixel_mean) / self.pixel_std
+            pixels[index, :, :h, :w] = self.normalize(image.to(device, non_blocking=True))
             pad_mask[index, :h, :w] = False
         return ImageBatch(pixels, pad_mask, sizes)
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """(..., 3, H, W) RGB in 0..255, uint8 or float, on the device -> the same, normalised."""
+        return (pixels.float() - self.pixel_mean) / self.pixel_std
 
 
 def resize_pad_mask(pad_mask: Tensor, size: Sequence[int]) -> Tensor:
