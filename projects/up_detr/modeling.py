@@ -21,9 +21,9 @@ from predet.modeling.matcher import Matches
 from predet.modeling.outputs import DetectorOutput
 from predet.modeling.targets import Targets
 from predet.ops.boxes import cxcywh_to_xyxy
-from predet.pretext.feature_target import FeatureTarget
+from predet.pretext.feature_target import FeatureTarget, NormalizedSquared
 from predet.pretext.group_matching import match_in_groups, members_of_groups
-from predet.pretext.patch_queries import PatchQueries, group_of_query
+from predet.pretext.patch_queries import Masked, Part, PatchQueries, group_of_query
 from predet.pretext.pretraining import Pretraining, collect_patches
 from predet.pretext.semantic_targets import Batch, SemanticTarget
 
@@ -48,14 +48,16 @@ class UPDETR(Pretraining):
     Args:
         detector: what is trained; of its classes only the first is used, "this is the patch".
         semantic_target: what the classes of the boxes become; `Objectness` is the paper's.
-        patch_queries: adds the features of the patches to the queries.
-        feature_target: reconstructs the features of the patches (section 3.1.1), if there is one.
+        num_patches: M, patches of an image.
+        add_to, shuffle, mask, mask_probability: of `PatchQueries`.
+        reconstruction_weight: of the loss on the features of patches (section 3.1.1); 0 leaves it
+            out, with its head.
         freeze_backbone: as of `Pretraining`.
         matching: the queries that a patch's box may be matched to: "all" of the image (paper and
             code), or those of the patch's own "group".
 
     Raises:
-        ValueError: there are more patches than queries; widths do not fit.
+        ValueError: there are more patches than queries.
     """
 
     def __init__(
@@ -63,26 +65,44 @@ class UPDETR(Pretraining):
         *,
         detector: Detector,
         semantic_target: SemanticTarget,
-        patch_queries: PatchQueries,
-        feature_target: FeatureTarget | None = None,
+        num_patches: int = 10,
+        add_to: Part = "position",
+        shuffle: bool = False,
+        mask: Masked = "queries",
+        mask_probability: float = 0.1,
+        reconstruction_weight: float = 1.0,
         freeze_backbone: bool | Literal["auto"] = "auto",
         matching: Literal["all", "group"] = "all",
     ) -> None:
+        hidden_dim, channels = detector.transformer.hidden_dim, detector.backbone.channels[-1]
+        reconstruction = FeatureTarget(
+            hidden_dim=hidden_dim,
+            num_features=channels,
+            distance=NormalizedSquared(),
+            layers="all",
+            weight=reconstruction_weight,
+        )
         super().__init__(
             detector=detector,
             semantic_target=semantic_target,
-            feature_target=feature_target,
+            feature_target=reconstruction if reconstruction_weight else None,
             freeze_backbone=freeze_backbone,
         )
         if matching not in MATCHING:
             raise ValueError(f"matching must be one of {MATCHING}, got {matching!r}")
         self.matching = matching
-        self.patch_queries = patch_queries
-        self._check_widths()
-        group_of_query(detector.num_queries, patch_queries.num_patches)  # or an error
+        self.patch_queries = PatchQueries(
+            feature_dim=channels,
+            hidden_dim=hidden_dim,
+            num_patches=num_patches,
+            add_to=add_to,
+            shuffle=shuffle,
+            mask=mask,
+            mask_probability=mask_probability,
+        )
+        group_of_query(detector.num_queries, num_patches)  # or an error
         if detector.criterion.classification == "softmax":
-            weight = patch_queries.num_patches / detector.num_queries
-            detector.criterion.no_object_weight = weight
+            detector.criterion.no_object_weight = num_patches / detector.num_queries
         self.num_seen = self.num_padded = 0  # images in training; those with fewer than M patches
 
     @property
@@ -162,14 +182,4 @@ class UPDETR(Pretraining):
                 self.num_padded,
                 self.num_seen,
                 wanted,
-            )
-
-    def _check_widths(self) -> None:
-        layer = self.patch_queries.patch2query
-        wanted = (self.num_features, self.detector.transformer.hidden_dim)
-        if (layer.in_features, layer.out_features) != wanted:
-            raise ValueError(
-                f"patch_queries maps {layer.in_features} channels to {layer.out_features}, but the "
-                f"last map of the backbone has {wanted[0]} and a query {wanted[1]}: set "
-                f"feature_dim={wanted[0]}, hidden_dim={wanted[1]}"
             )

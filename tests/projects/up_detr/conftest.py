@@ -5,30 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from predet.pretext.feature_target import FeatureTarget, NormalizedSquared
-from predet.pretext.patch_queries import PatchQueries
 from predet.pretext.semantic_targets import Objectness
 from predet.projects.up_detr import UPDETR
 
 
-def build_updetr(detector, *, reconstruct: bool = True, num_patches: int = 4, **options) -> UPDETR:
+def build_updetr(detector, **options) -> UPDETR:
     """No masking unless asked for; the backbone is trained unless asked for."""
-    own = {"add_to", "shuffle", "mask", "mask_probability"}
-    queries = {"mask_probability": 0.0} | {k: v for k, v in options.items() if k in own}
-    rest = {"freeze_backbone": False} | {k: v for k, v in options.items() if k not in own}
-    channels, hidden_dim = detector.backbone.channels[-1], detector.transformer.hidden_dim
-    target = FeatureTarget(
-        hidden_dim=hidden_dim, num_features=channels, distance=NormalizedSquared(), layers="all"
-    )
-    return UPDETR(
-        detector=detector,
-        semantic_target=Objectness(),
-        patch_queries=PatchQueries(
-            feature_dim=channels, hidden_dim=hidden_dim, num_patches=num_patches, **queries
-        ),
-        feature_target=target if reconstruct else None,
-        **rest,
-    )
+    chosen = {"num_patches": 4, "mask_probability": 0.0, "freeze_backbone": False, **options}
+    return UPDETR(detector=detector, semantic_target=Objectness(), **chosen)
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def test_the_mean_box_is_a_part_of_every_image():
 @pytest.mark.parametrize("name", ["detr", "deformable"])
 def test_the_most_confident_query_of_the_own_group_is_asked(detector, updetr, name, monkeypatch):
     """Twenty queries, three groups of 7, 7 and 6; the surest of each is not its first."""
-    model = updetr(detector(name), num_patches=3, reconstruct=False).eval()
+    model = updetr(detector(name), num_patches=3).eval()
     layers, classes = 3, 6 if name == "detr" else 5
     logits = torch.zeros(layers, 2, 20, classes)
     boxes = torch.full((layers, 2, 20, 4), 0.5)

@@ -145,6 +145,12 @@ def test_losses_equal_a_plain_recomputation(
         )
 
 
+def test_without_reconstruction_there_is_no_head(detector, updetr, patch_batch):
+    model = updetr(detector("detr"), reconstruction_weight=0.0).train()
+    assert not any("feature" in name for name in model.state_dict())
+    assert not any("feature" in name for name in model(patch_batch()))
+
+
 def test_the_two_matchings_differ(detector, updetr, patch_batch):
     torch.manual_seed(0)
     model = randomize(updetr(detector("detr"))).train()
@@ -267,16 +273,6 @@ class TestErrors:
     def test_a_batch_without_patches(self, detector, updetr, batch):
         with pytest.raises(ValueError, match="needs 'patches'"):
             updetr(detector("detr")).train()(batch())
-
-    def test_widths_that_do_not_fit(self, detector, updetr):
-        model = updetr(detector("detr"))
-        with pytest.raises(ValueError, match="the last map of the backbone has 40 and a query 64"):
-            type(model)(
-                detector=detector("detr"),
-                semantic_target=model.semantic_target,
-                patch_queries=updetr(detector("detr", norm="frozen_bn")).patch_queries,
-                freeze_backbone=False,
-            )
 
     def test_an_unknown_matching(self, detector, updetr):
         with pytest.raises(ValueError, match=r"matching must be one of .* got 'none'"):
