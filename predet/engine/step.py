@@ -49,6 +49,9 @@ class StepResult(NamedTuple):
 class OptimizerStep:
     """Forward, backward, check, update. What it holds changes at step boundaries only.
 
+    Modules of the model that have `after_update(step, max_iter)` are called when the weights have
+    been updated, with the number of the step (from 0): a momentum copy follows the weights so.
+
     Attributes:
         model: the bare model, whose weights are trained and saved.
         ema: its moving average, or None.
@@ -73,6 +76,7 @@ class OptimizerStep:
         self.precision = Precision(name=settings.precision, device_type=self.device.type)
         self.ema = EMA(model, decay=settings.ema_decay) if settings.ema_decay else None
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._followers = [part for part in model.modules() if hasattr(part, "after_update")]
         self._wrapped = model
         self._settled = True
         self._forward_seconds = 0.0  # of this step
@@ -133,6 +137,8 @@ class OptimizerStep:
             own = bool(bad_loss) if flags[0] else bool(bad_norm)
             self._fail(step, batches, terms, own, norm)
         self.precision.step(self.optimizer)
+        for part in self._followers:
+            part.after_update(step, settings.max_iter)
         if self.ema is not None:
             self.ema.update()
         waited = max(0.0, flags[3] - own_seconds)
