@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 _DETECTOR = "detector."
 _ALL_BUT = "all-but-"  # begins an entry of reinit: everything starts afresh, except what is named
+_LAST_LAYERS = "last-layers"  # an entry of reinit: what the receiving detector calls so
 # Counts batches for a momentum that nobody uses; frozen norms have none.
 _OPTIONAL = ".num_batches_tracked"
 
@@ -68,7 +69,8 @@ def load_detector(
         reinit: dotted names of modules or tensors of the detector that keep their fresh values,
             for example `("class_head",)`. Only these may differ from the checkpoint. An entry
             `all-but-NAME` stands for everything outside NAME: `("all-but-backbone",)` takes the
-            backbone alone, strictly.
+            backbone alone, strictly. `last-layers` stands for the layers that predict classes and
+            coordinates, which the detector's `last_layers` names.
         prefer_ema: take the averaged weights where the checkpoint has them.
         source: what messages call a checkpoint that is not given as a file.
 
@@ -84,7 +86,7 @@ def load_detector(
     own = model.state_dict()
     received, dropped, untouched = _align(weights, own)
     dropped += _set_aside_counters(received, own, untouched)
-    fresh = _named_by(reinit, [*own, *received])
+    fresh = _named_by(_spelled_out(reinit, model), [*own, *received])
     problems = _differences(received, own, {*fresh, *untouched}, source)
     if problems:
         raise ValueError(
@@ -176,10 +178,27 @@ def _align(
     return renamed, [], [name for name in own if not name.startswith(_DETECTOR)]
 
 
-def _named_by(reinit: Sequence[str], names: Sequence[str]) -> set[str]:
-    """The tensors that `reinit` names: the tensor itself, a module above it, or all but one."""
+def _spelled_out(reinit: Sequence[str], model: nn.Module) -> list[str]:
+    """`reinit` with `last-layers` replaced by the names of the detector."""
     if isinstance(reinit, str):
         raise ValueError(f"reinit must be a list of names, got the text {reinit!r}")
+    detector = getattr(model, "detector", model)
+    names: list[str] = []
+    for entry in reinit:
+        if entry != _LAST_LAYERS:
+            names.append(entry)
+        elif hasattr(detector, "last_layers"):
+            names += detector.last_layers
+        else:
+            raise ValueError(
+                f"reinit has '{_LAST_LAYERS}', but {type(detector).__name__} does not tell which "
+                "these are: name them"
+            )
+    return names
+
+
+def _named_by(reinit: Sequence[str], names: Sequence[str]) -> set[str]:
+    """The tensors that `reinit` names: the tensor itself, a module above it, or all but one."""
     fresh: set[str] = set()
     kept: set[str] = set()
     for entry in reinit:
