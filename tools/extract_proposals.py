@@ -36,7 +36,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,10 +47,11 @@ from predet.data.box_store import BoxRow
 from predet.data.box_store_writer import BoxStoreWriter, StoreInfo
 from predet.data.dataset import DetectionDataset
 from predet.data.images import BadSampleError, read_image
+from predet.data.region_search import RegionSearch, in_frame, warn_without_levels
 from predet.data.sources import load_images
 from predet.engine.log import setup_logging
 from predet.ops import selective_search
-from predet.ops.selective_search import Regions, SearchSettings, mode_settings
+from predet.ops.selective_search import Regions
 
 logger = logging.getLogger("predet.tools.extract_proposals")
 
@@ -66,10 +67,7 @@ RECIPES = {
 class Proposals:
     """How the boxes of one image are made; a pure function of the image and its key."""
 
-    settings: SearchSettings
-    size: tuple[int, int] | None  # width, height
-    max_side: int | None
-    channel_order: str
+    search: RegionSearch
     seed: int
 
     def row(self, key: str, path: str) -> BoxRow:
@@ -79,47 +77,21 @@ class Proposals:
             BadSampleError: the file is no image, or one too large to be searched.
         """
         size, image = self.read(path)
-        return self.row_of(key, size, image, self.search([image], "cpu", 1)[0])
+        return self.row_of(key, size, image, self.search.search([image])[0])
 
     def read(self, path: str) -> tuple[tuple[int, int], np.ndarray]:
         """Height and width of an image file, and the image as it is searched."""
         image = read_image(path)
-        resized = self.resized(image)
-        try:
-            selective_search.check_image(resized)
-        except ValueError as error:
-            raise BadSampleError(f"{path}: {error}") from error
-        return image.shape[:2], resized
-
-    def search(self, images: list[np.ndarray], device: str, threads: int) -> list[Regions]:
-        return selective_search.selective_search(
-            images,
-            settings=self.settings,
-            channel_order=self.channel_order,
-            threads=threads,
-            device=device,
-        )
+        return image.shape[:2], self.search.resized(image, name=path)
 
     def row_of(
         self, key: str, size: tuple[int, int], image: np.ndarray, regions: Regions
     ) -> BoxRow:
         """The row of a store from what was found in `image`, whose file has another size."""
-        height, width = size
+        regions = in_frame(regions, image.shape[:2], size)
         order = selective_search.rank(regions, (self.seed, zlib.crc32(key.encode())))
         boxes, scores = selective_search.to_rows(regions, order)
-        boxes *= np.float32([width / image.shape[1], height / image.shape[0]] * 2)
-        return BoxRow(key, height, width, boxes, scores, np.zeros(len(boxes), dtype=np.int64))
-
-    def resized(self, image: np.ndarray) -> np.ndarray:
-        """The image as it is searched: (H, W, 3) uint8 -> (h, w, 3)."""
-        if self.size is not None:
-            return cv2.resize(image, self.size, interpolation=cv2.INTER_LINEAR)
-        height, width = image.shape[:2]
-        if self.max_side is None or max(height, width) <= self.max_side:
-            return image
-        scale = self.max_side / max(height, width)
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        return BoxRow(key, *size, boxes, scores, np.zeros(len(boxes), dtype=np.int64))
 
 
 class Answer(NamedTuple):
@@ -155,13 +127,10 @@ def run(args: argparse.Namespace, proposals: Proposals) -> None:
     )
     if len(dataset) == 0:
         raise ValueError(f"{args.images} holds no images")
+    warn_without_levels()
     info = StoreInfo(
-        method=f"selective_search-{args.mode}",
-        parameters={
-            **asdict(proposals.settings),
-            "resize": args.resize,
-            "channel_order": args.channel_order,
-        },
+        method=proposals.search.method,
+        parameters=proposals.search.parameters,
         image_root=os.path.abspath(dataset.root),
         dataset=dataset.name,
         seed=args.seed,
@@ -253,7 +222,10 @@ def search_batches(
             batch = tasks[first : first + CUDA_BATCH]
             images = list(pool.map(read, batch))
             good = [image for image in images if not isinstance(image, str)]
-            found = iter(proposals.search([image for _, image in good], device, max(1, workers)))
+            searched = proposals.search.search(
+                [image for _, image in good], device=device, threads=max(1, workers)
+            )
+            found = iter(searched)
             for (key, _), image in zip(batch, images, strict=True):
                 if isinstance(image, str):
                     yield Answer(key, None, image)
@@ -309,24 +281,16 @@ def proposals_of(args: argparse.Namespace) -> Proposals:
     for name, least in (("workers", 0), ("top_k", 0), ("seed", 0)):
         if getattr(args, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}")
-    settings = mode_settings(args.mode, base_k=args.base_k, inc_k=args.inc_k)
-    settings = replace(settings, sigma=args.sigma, min_size=args.min_size)
-    size = max_side = None
-    if args.resize != "off":
-        sides = args.resize.split("x")
-        if not 1 <= len(sides) <= 2 or not all(s.isdecimal() and int(s) > 0 for s in sides):
-            raise ValueError(f"--resize takes WIDTHxHEIGHT, MAX_SIDE or off, got {args.resize!r}")
-        if len(sides) == 2:
-            size = (int(sides[0]), int(sides[1]))
-        else:
-            max_side = int(sides[0])
-    return Proposals(
-        settings=settings,
-        size=size,
-        max_side=max_side,
+    search = RegionSearch(
+        mode=args.mode,
+        resize=args.resize,
         channel_order=args.channel_order,
-        seed=args.seed,
+        base_k=args.base_k,
+        inc_k=args.inc_k,
+        sigma=args.sigma,
+        min_size=args.min_size,
     )
+    return Proposals(search=search, seed=args.seed)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -11,8 +11,11 @@ from typing import Protocol
 
 import numpy as np
 
-from predet.data.dataset import Record
+from predet.data.box_picks import Pick
+from predet.data.dataset import DetectionDataset, Record
 from predet.data.images import BadSampleError
+from predet.data.region_search import RegionSearch, warn_without_levels
+from predet.ops.selective_search import Regions, rank
 
 Boxes = tuple[np.ndarray, np.ndarray]  # (N, 4) float32 absolute xyxy and (N,) int64 classes
 
@@ -21,16 +24,19 @@ class BoxSource(Protocol):
     """A picklable callable that gives the boxes of an image.
 
     Attributes:
-        num_boxes: how many boxes an image should get; None if that is open. A source may give
-            fewer, where there are no more.
-        needs_annotations: whether it is of use only with a data set that has boxes.
+        num_boxes: how many boxes an image should get; None if that is open. An image that has
+            fewer gets fewer, which the loader counts.
     """
 
     @property
     def num_boxes(self) -> int | None: ...
 
-    @property
-    def needs_annotations(self) -> bool: ...
+    def check(self, dataset: DetectionDataset) -> None:
+        """Look at the images before training begins.
+
+        Raises:
+            ValueError: this source cannot serve them.
+        """
 
     def __call__(self, image: np.ndarray, record: Record, rng: np.random.Generator) -> Boxes:
         """The boxes of one image.
@@ -55,7 +61,13 @@ class AnnotatedBoxes:
     """
 
     num_boxes = None
-    needs_annotations = True
+
+    def check(self, dataset: DetectionDataset) -> None:
+        if not len(dataset.boxes):
+            raise ValueError(
+                f"data set {dataset.name!r} ({dataset.root}) has no annotations, but its own boxes "
+                "are asked for: give it those of a box store, or choose another box source"
+            )
 
     def __call__(self, image: np.ndarray, record: Record, rng: np.random.Generator) -> Boxes:
         kept = ~record.iscrowd
@@ -75,8 +87,6 @@ class RandomPatches:
             that is refused.
     """
 
-    needs_annotations = False
-
     def __init__(self, *, num_patches: int = 10, min_side: int = 8):
         if num_patches < 1:
             raise ValueError(f"num_patches must be at least 1, got {num_patches}")
@@ -87,6 +97,9 @@ class RandomPatches:
     @property
     def num_boxes(self) -> int:
         return self.num_patches
+
+    def check(self, dataset: DetectionDataset) -> None:
+        """Any images will do; those that are too small are met when they are read."""
 
     def __call__(self, image: np.ndarray, record: Record, rng: np.random.Generator) -> Boxes:
         height, width = image.shape[:2]
@@ -100,8 +113,41 @@ class RandomPatches:
             self.min_side, limits - self.min_side, (self.num_patches, 2), endpoint=True
         )
         corners = rng.integers(0, limits - sides)  # below the limit: a pixel to spare
-        return _without_classes(np.concatenate([corners, corners + sides], axis=1))
+        return without_classes(np.concatenate([corners, corners + sides], axis=1))
 
 
-def _without_classes(boxes: np.ndarray) -> Boxes:
+class SelectiveSearchRegions:
+    """Regions of Selective Search, searched when the image is read (DETReg, arXiv 2106.04550).
+
+    OpenCV's order, random x level, is drawn anew each time, so an image has other boxes in every
+    epoch; DETReg trains so. Classes are all 0.
+
+    Args:
+        search: how; DETReg's way by default.
+        pick: which of the ranked regions are taken.
+    """
+
+    def __init__(self, *, search: RegionSearch, pick: Pick):
+        self.search, self.pick = search, pick
+
+    @property
+    def num_boxes(self) -> int:
+        return self.pick.k
+
+    def check(self, dataset: DetectionDataset) -> None:
+        """Any images will do."""
+        warn_without_levels()
+
+    def __call__(self, image: np.ndarray, record: Record, rng: np.random.Generator) -> Boxes:
+        return take_ranked(self.search.regions(image, name=record.path), self.pick, rng)
+
+
+def take_ranked(regions: Regions, pick: Pick, rng: np.random.Generator) -> Boxes:
+    """Draw the order of regions, then which of them are taken. All classes are 0."""
+    boxes = regions.boxes[rank(regions, rng)]
+    return without_classes(boxes[pick(len(boxes), rng)])
+
+
+def without_classes(boxes: np.ndarray) -> Boxes:
+    """Boxes (N, 4) of any number type, all of class 0."""
     return boxes.astype(np.float32), np.zeros(len(boxes), np.int64)

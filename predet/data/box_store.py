@@ -73,6 +73,16 @@ class BoxColumns(NamedTuple):
     classes: np.ndarray  # (T,) int32
 
 
+class ScoreColumns(NamedTuple):
+    """What `BoxStore.scores` reads of one shard: all but boxes and classes."""
+
+    keys: list[str]  # R
+    heights: np.ndarray  # (R,) int32
+    widths: np.ndarray  # (R,) int32
+    offsets: np.ndarray  # (R + 1,) int64
+    scores: np.ndarray  # (T,) float32
+
+
 class BoxStore:
     """A finished store, open for reading.
 
@@ -149,6 +159,22 @@ class BoxStore:
             with _reading(path):
                 table = self._file(position).read(use_threads=False)
             yield _columns(table)
+
+    def scores(self) -> Iterator[ScoreColumns]:
+        """The same without boxes and classes, at a fifth of the cost."""
+        for position, path in enumerate(self._shards):
+            with _reading(path):
+                table = self._file(position).read(
+                    columns=["key", "height", "width", "scores"], use_threads=False
+                )
+            scores = _list_array(table, "scores")
+            yield ScoreColumns(
+                keys=table["key"].to_pylist(),
+                heights=table["height"].to_numpy(),
+                widths=table["width"].to_numpy(),
+                offsets=_offsets(scores),
+                scores=scores.flatten().to_numpy(zero_copy_only=False),
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": OrderedDict(), "_groups": OrderedDict()}
@@ -262,18 +288,22 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _columns(table: pa.Table) -> BoxColumns:
     boxes = _list_array(table, "boxes")
-    lengths = boxes.value_lengths().to_numpy(zero_copy_only=False)
-    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=offsets[1:])
     return BoxColumns(
         keys=table["key"].to_pylist(),
         heights=table["height"].to_numpy(),
         widths=table["width"].to_numpy(),
-        offsets=offsets,
+        offsets=_offsets(boxes),
         boxes=boxes.flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, 4),
         scores=_list_array(table, "scores").flatten().to_numpy(zero_copy_only=False),
         classes=_list_array(table, "classes").flatten().to_numpy(zero_copy_only=False),
     )
+
+
+def _offsets(lists: pa.Array) -> np.ndarray:
+    lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
 
 
 def _list_array(table: pa.Table, name: str) -> pa.Array:

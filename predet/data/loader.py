@@ -75,6 +75,30 @@ class BadSamples:
         return "\n".join(lines)
 
 
+class MissingBoxes:
+    """How often a box source gave fewer boxes than asked for."""
+
+    def __init__(self) -> None:
+        self.samples = self.short = self.boxes = 0
+        self.first = ""
+
+    def add(self, key: str, missing: int) -> None:
+        self.samples += 1
+        if missing:
+            if not self.short:
+                self.first = key
+                _logger.warning("%s has %d boxes fewer than asked for", key, missing)
+            self.short += 1
+            self.boxes += missing
+
+    def summary(self) -> str:
+        """One line for the log."""
+        return (
+            f"{self.short} of {self.samples} samples had fewer boxes than asked for, {self.boxes} "
+            f"boxes in all; the first was {self.first}"
+        )
+
+
 class TrainLoader:
     """Batches of a training run, from any step on. See `build_train_loader`."""
 
@@ -94,11 +118,15 @@ class TrainLoader:
                 f"data set {dataset.name!r} ({dataset.root}) has no annotations, but this mapper "
                 "trains on the boxes of the data set"
             )
+        check = getattr(mapper, "check", None)
+        if check is not None:
+            check(dataset)
         self.dataset, self.mapper = dataset, mapper
         self.total_batch_size, self.num_workers = total_batch_size, num_workers
         self.on_bad_sample = on_bad_sample
         self.stream = train_stream(dataset, seed=seed)
         self._bad_samples = BadSamples()
+        self._missing_boxes = MissingBoxes()
 
     def batches(
         self, start_step: int, accumulation_steps: int = 1
@@ -125,13 +153,23 @@ class TrainLoader:
         )
         positions = _PositionBatches(plan, start_step, accumulation_steps)
         loaded = start_reading(samples, self.dataset, self.num_workers, batch_sampler=positions)
-        batches = (_unpack(batch, self._bad_samples) for batch in loaded)
+        batches = (self._counted(_unpack(batch, self._bad_samples)) for batch in loaded)
         end_at_exit(batches)
         return batches
 
     def bad_samples(self) -> BadSamples:
         """What this rank has skipped up to now."""
         return self._bad_samples
+
+    def missing_boxes(self) -> MissingBoxes:
+        """What this rank's samples of pre-training have lacked up to now."""
+        return self._missing_boxes
+
+    def _counted(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for sample in batch:
+            if "boxes_missing" in sample:
+                self._missing_boxes.add(sample["key"], sample["boxes_missing"])
+        return batch
 
 
 class TestLoader:
@@ -213,7 +251,7 @@ def build_train_loader(
 
     Args:
         mapper: Picklable where workers are spawned. If it has an attribute `needs_boxes` that is
-            true, a data set without any box is refused.
+            true, a data set without any box is refused; a method `check` is given the data set.
         total_batch_size: Images in an optimiser step, over all processes and micro-batches; may
             exceed the number of images, for the stream goes on into the next epoch.
         num_workers: Processes that read; 0 reads in this one. Changes no batch.

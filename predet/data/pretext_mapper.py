@@ -11,7 +11,7 @@ import torch
 
 from predet.data.augmentation import Augmentation, make_sample
 from predet.data.box_sources import BoxSource
-from predet.data.dataset import Record
+from predet.data.dataset import DetectionDataset, Record
 from predet.data.images import read_image
 from predet.data.mapper import batch_dict, check_size, to_chw_tensor
 from predet.data.views import Photometric
@@ -65,17 +65,22 @@ class PretextMapper:
     ):
         self.augmentation, self.boxes, self.patches = augmentation, boxes, patches
 
-    @property
-    def needs_boxes(self) -> bool:
-        """Whether a data set without any box is refused."""
-        return self.boxes.needs_annotations
+    def check(self, dataset: DetectionDataset) -> None:
+        """Look at the images before training begins; the train loader calls it.
+
+        Raises:
+            ValueError: the box source cannot serve them.
+        """
+        self.boxes.check(dataset)
 
     def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
         """Map one record.
 
         Returns:
-            What `DetectionMapper` returns; and, with a patch maker, "patches": (N, 3, S, S) uint8
-            RGB, row i that of `instances[i]`. Boxes that the augmentation cuts off are in neither.
+            What `DetectionMapper` returns; "boxes_missing": how many boxes fewer than asked for
+            the source gave, for the loader to count; and, with a patch maker, "patches":
+            (N, 3, S, S) uint8 RGB, row i that of `instances[i]`. Boxes that the augmentation cuts
+            off are in neither.
 
         Raises:
             BadSampleError: The file cannot be read, its size is not the annotated one, or the
@@ -86,6 +91,7 @@ class PretextMapper:
         boxes, classes = self.boxes(image, record, rng)
         sample = self.augmentation(make_sample(image, boxes, classes), rng)
         item = batch_dict(record, image, sample)
+        item["boxes_missing"] = max(0, (self.boxes.num_boxes or 0) - len(boxes))
         if self.patches is not None:
             item["patches"] = self.patches(image, boxes[sample.source_rows], rng)
         return item

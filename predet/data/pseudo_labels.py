@@ -16,6 +16,7 @@ import numpy as np
 
 from predet.data.box_store import BoxColumns, BoxStore
 from predet.data.dataset import DetectionDataset
+from predet.data.store_checks import check_sizes, skipped_images
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def pseudo_labelled(
     names, ids, label_of = _classes(store, class_names)
     index_of = {key: index for index, key in enumerate(dataset.keys())}
     chosen = _Chosen.collect(store, index_of, label_of, top_k, score_threshold)
-    _check_sizes(dataset, store, chosen)
+    check_sizes(dataset, store, chosen.heights, chosen.widths)
     if shuffle_seed is not None:
         chosen = _shuffled(chosen, shuffle_seed)
     result = DetectionDataset(
@@ -190,52 +191,11 @@ def _shuffled(chosen: _Chosen, seed: int) -> _Chosen:
 
 
 def _without_skipped(dataset: DetectionDataset, store: BoxStore) -> DetectionDataset:
-    """The images that the store holds.
-
-    Raises:
-        ValueError: an image is missing that was not skipped as unreadable when the store was made.
-    """
-    root = store.meta["image_root"]
-    if root and os.path.realpath(root) != os.path.realpath(dataset.root):
-        logger.warning(
-            "box store %s was made from images in %s, used for those in %s",
-            store.path,
-            root,
-            dataset.root,
-        )
-    keys = dataset.keys()
-    absent = [index for index, key in enumerate(keys) if key not in store]
-    if not absent:
+    """The images that the store holds; those it lacks for another reason are an error."""
+    gone = set(skipped_images(dataset, store))
+    if not gone:
         return dataset
-    skipped = store.skipped
-    unknown = [keys[index] for index in absent if keys[index] not in skipped]
-    if unknown:
-        raise ValueError(
-            f"box store {store.path} lacks {len(unknown)} of the {len(dataset)} images of "
-            f"{dataset.name}, the first is '{unknown[0]}' (the store has '{store.keys[0]}', ...): "
-            "was it made from other images, or relative to another folder?"
-        )
-    logger.warning(
-        "%d images are left out, skipped when box store %s was made: the first is %s (%s)",
-        len(absent),
-        store.path,
-        keys[absent[0]],
-        skipped[keys[absent[0]]],
-    )
-    gone = set(absent)
     return dataset.select([index for index in range(len(dataset)) if index not in gone])
-
-
-def _check_sizes(dataset: DetectionDataset, store: BoxStore, chosen: _Chosen) -> None:
-    known = dataset.heights > 0
-    other = known & ((dataset.heights != chosen.heights) | (dataset.widths != chosen.widths))
-    if other.any():
-        first = int(other.argmax())
-        raise ValueError(
-            f"box store {store.path} was made from other images: {other.sum()} differ in size, the "
-            f"first is '{dataset.key(first)}': {chosen.heights[first]} x {chosen.widths[first]} "
-            f"in the store, {dataset.heights[first]} x {dataset.widths[first]} in {dataset.name}"
-        )
 
 
 def _classes(

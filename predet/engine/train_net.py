@@ -174,10 +174,13 @@ def _load(args: argparse.Namespace) -> DictConfig:
 
 
 def _report_bad_samples(loader: Any) -> None:
-    """Say at the end, too, what has been skipped; all ranks must call it."""
+    """Say at the end what was skipped and what was missing; all ranks must call it."""
     for rank, bad in enumerate(comm.all_gather(loader.bad_samples())):
         if len(bad):
             logger.warning("training data, process %d: %s", rank, bad.summary())
+    for rank, missing in enumerate(comm.all_gather(loader.missing_boxes())):
+        if missing.short:
+            logger.warning("training data, process %d: %s", rank, missing.summary())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -201,7 +201,7 @@ def selective_search(
     return found[0] if single else found
 
 
-def rank(regions: Regions, seed: int | Sequence[int]) -> np.ndarray:
+def rank(regions: Regions, seed: int | Sequence[int] | np.random.Generator) -> np.ndarray:
     """Draw OpenCV's order of the boxes -> (N,) indices into `regions.boxes`, best first.
 
     Each time that a box was made draws a number in [0, 1) and multiplies it with its level; the
@@ -209,7 +209,8 @@ def rank(regions: Regions, seed: int | Sequence[int]) -> np.ndarray:
     function of the regions and the seed.
 
     Args:
-        seed: what `numpy.random.default_rng` takes, for instance (seed, epoch, image).
+        seed: what `numpy.random.default_rng` takes, for instance (seed, epoch, image), or a
+            generator, which is then drawn from.
     """
     if len(regions.boxes) == 0:
         return np.zeros(0, dtype=np.int64)

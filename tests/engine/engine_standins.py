@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from predet.d2 import Boxes, DatasetEvaluator, Instances, comm
 from predet.data.dataset import DetectionDataset
-from predet.data.loader import BadSamples
+from predet.data.loader import BadSamples, MissingBoxes
 
 SIZE = 8
 FULL = 12_000  # bytes that a file may have where "the disk is full": less than a checkpoint has
@@ -225,6 +225,9 @@ class TinyLoader:
 
     def bad_samples(self) -> BadSamples:
         return BadSamples()
+
+    def missing_boxes(self) -> MissingBoxes:
+        return MissingBoxes()
 
 
 class TinyTestLoader:

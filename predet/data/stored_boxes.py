@@ -1,0 +1,186 @@
+"""Boxes of pre-training out of a box store, read while training, image by image.
+
+What a store must fit is found out before training begins: its format when it is opened, what made
+it when the source is built, images and sizes when the loader is.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from predet.data.box_picks import Pick
+from predet.data.box_sources import Boxes, take_ranked
+from predet.data.box_store import BoxRow, BoxStore, ScoreColumns
+from predet.data.dataset import DetectionDataset, Record
+from predet.data.images import BadSampleError
+from predet.data.region_search import RegionSearch
+from predet.data.store_checks import (
+    check_parameters,
+    check_sizes,
+    check_sizes_of_files,
+    skipped_images,
+)
+from predet.ops.selective_search import from_rows
+
+logger = logging.getLogger(__name__)
+
+SEARCH = "selective_search"  # how the methods begin whose stores hold levels
+
+
+class _StoreSource:
+    """What all sources do that read a store."""
+
+    def __init__(self, store: str | os.PathLike[str] | BoxStore, pick: Pick):
+        self.store = store if isinstance(store, BoxStore) else BoxStore(store)
+        self.pick = pick
+
+    @property
+    def num_boxes(self) -> int:
+        return self.pick.k
+
+    def check(self, dataset: DetectionDataset) -> None:
+        """Compare keys and sizes, count the boxes, and say how many images have too few.
+
+        Raises:
+            ValueError: the store lacks an image, or was made from others.
+        """
+        skipped_images(dataset, self.store)
+        index_of = {key: index for index, key in enumerate(dataset.keys())}
+        heights, widths, counts = np.zeros((3, len(dataset)), np.int32)
+        for columns in self.store.scores():
+            index = np.array([index_of.get(key, -1) for key in columns.keys], np.int64)
+            here = index >= 0
+            heights[index[here]] = columns.heights[here]
+            widths[index[here]] = columns.widths[here]
+            counts[index[here]] = self._counted(columns)[here]
+        check_sizes(dataset, self.store, heights, widths)
+        check_sizes_of_files(dataset, self.store, heights, widths)
+        few = counts < self.pick.k
+        if few.any():
+            logger.warning(
+                "%s: %d of the %d images of %s have fewer than %d boxes, %d of them none; the "
+                "first is '%s' with %d",
+                self.store.path,
+                few.sum(),
+                len(dataset),
+                dataset.name,
+                self.pick.k,
+                (counts == 0).sum(),
+                dataset.key(int(few.argmax())),
+                counts[few.argmax()],
+            )
+
+    def _counted(self, columns: ScoreColumns) -> np.ndarray:
+        """Boxes of each row."""
+        raise NotImplementedError
+
+    def _row(self, image: np.ndarray, record: Record) -> BoxRow:
+        if record.key not in self.store:  # `check` has said that it was skipped
+            raise BadSampleError(f"{record.path}: box store {self.store.path} does not hold it")
+        row = self.store[record.key]
+        if (row.height, row.width) != image.shape[:2]:
+            raise BadSampleError(
+                f"{record.path}: box store {self.store.path} was made from an image of "
+                f"{row.width}x{row.height} pixels, the file has {image.shape[1]}x{image.shape[0]}"
+            )
+        return row
+
+
+class StoredBoxes(_StoreSource):
+    """Boxes of a store, by score: those of EdgeBoxes, MaskCut or another detector.
+
+    With `TopK`, `predet.data.pseudo_labels` gives the same boxes and reads the store only once.
+    Boxes without area are left out.
+
+    Args:
+        store: a finished store, or its folder.
+        pick: which of the boxes are taken, best score first.
+        method: what must have made the store (`StoreInfo.method`); None for anything.
+        parameters: what it must have been told, as far as named here; None for anything.
+
+    Raises:
+        ValueError: no store, one of an older format, or one made in another way.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: str | os.PathLike[str] | BoxStore,
+        pick: Pick,
+        method: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ):
+        super().__init__(store, pick)
+        made_by = self.store.meta["method"]
+        if made_by.startswith(SEARCH):
+            raise ValueError(
+                f"box store {self.store.path} was made by {made_by!r}, whose order is drawn anew "
+                "for each epoch: use StoredRegions"
+            )
+        check_parameters(self.store, method or made_by, parameters or {})
+
+    def __call__(self, image: np.ndarray, record: Record, rng: np.random.Generator) -> Boxes:
+        row = self._row(image, record)
+        ranked = np.argsort(-row.scores, kind="stable")
+        ranked = ranked[(row.boxes[ranked, 2:] > row.boxes[ranked, :2]).all(axis=1)]
+        taken = ranked[self.pick(len(ranked), rng)]
+        return row.boxes[taken], row.classes[taken]
+
+    def _counted(self, columns: ScoreColumns) -> np.ndarray:
+        return np.diff(columns.offsets)
+
+
+class StoredRegions(_StoreSource):
+    """Regions of Selective Search out of a store, their order drawn anew each time.
+
+    The same draws from the same generator as `SelectiveSearchRegions`, without the search.
+
+    Args:
+        store: made by tools/extract_proposals.py.
+        pick: which of the ranked regions are taken.
+        search: how the images must have been searched; None for any way.
+
+    Raises:
+        ValueError: no store, one of an older format, not of Selective Search, or of another search.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: str | os.PathLike[str] | BoxStore,
+        pick: Pick,
+        search: RegionSearch | None = None,
+    ):
+        super().__init__(store, pick)
+        made_by = self.store.meta["method"]
+        if not made_by.startswith(SEARCH):
+            raise ValueError(
+                f"box store {self.store.path} was made by {made_by!r}, expected Selective Search "
+                "(tools/extract_proposals.py), whose levels give the order: use StoredBoxes"
+            )
+        if search is not None:
+            check_parameters(self.store, search.method, search.parameters)
+
+    def __call__(self, image: np.ndarray, record: Record, rng: np.random.Generator) -> Boxes:
+        row = self._row(image, record)
+        return take_ranked(from_rows(row.boxes, row.scores), self.pick, rng)
+
+    def _counted(self, columns: ScoreColumns) -> np.ndarray:
+        levels = np.add.reduceat(
+            np.append(columns.scores < 0, False), columns.offsets[:-1], dtype=np.int64
+        )
+        lengths = np.diff(columns.offsets)
+        counts = lengths - np.where(lengths > 0, levels, 0)
+        without = (counts > 0) & (levels == 0)
+        if without.any():
+            raise ValueError(
+                f"box store {self.store.path} holds no levels of Selective Search, for instance of "
+                f"'{columns.keys[int(without.argmax())]}': its order cannot be drawn anew; make it "
+                "again with tools/extract_proposals.py"
+            )
+        return counts
