@@ -13,7 +13,7 @@ import numpy as np
 
 from predet.data.augmentation import Augmentation, Sample, make_sample
 from predet.data.box_sources import BoxSource
-from predet.data.dataset import Record
+from predet.data.dataset import DetectionDataset, Record
 from predet.data.images import read_image
 from predet.data.mapper import batch_dict, check_size
 from predet.data.views import Photometric
@@ -42,16 +42,20 @@ class TwoViewMapper:
         self.augmentation, self.boxes = augmentation, boxes
         self.photometric = tuple(photometric)
 
-    @property
-    def needs_boxes(self) -> bool:
-        """Whether a data set without any box is refused."""
-        return self.boxes.needs_annotations
+    def check(self, dataset: DetectionDataset) -> None:
+        """Look at the images before training begins; the train loader calls it.
+
+        Raises:
+            ValueError: the box source cannot serve them.
+        """
+        self.boxes.check(dataset)
 
     def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
         """Map one record.
 
         Returns:
-            What `DetectionMapper` returns, for the first view; and "views": a list of two dicts
+            What `DetectionMapper` returns, for the first view; "boxes_missing" as `PretextMapper`
+            has it; and "views": a list of two dicts
             {"image": (3, H, W) uint8 RGB, "instances": in the frame of that image}. The views have
             as many instances, and instance i of both is the same box of the original image.
 
@@ -61,12 +65,14 @@ class TwoViewMapper:
         """
         image = read_image(record.path)
         check_size(record, *image.shape[:2])
-        start = make_sample(image, *self.boxes(image, record, rng))
+        boxes, classes = self.boxes(image, record, rng)
+        start = make_sample(image, boxes, classes)
         views = [self._view(start, rng) for _ in range(2)]
         common = np.intersect1d(views[0].source_rows, views[1].source_rows)
         items = [batch_dict(record, image, _only(view, common)) for view in views]
         made = [{key: item[key] for key in ("image", "instances")} for item in items]
-        return {**items[0], "views": made}
+        missing = max(0, (self.boxes.num_boxes or 0) - len(boxes))
+        return {**items[0], "views": made, "boxes_missing": missing}
 
     def _view(self, start: Sample, rng: np.random.Generator) -> Sample:
         view = self.augmentation(start, rng)

@@ -18,8 +18,10 @@ from predet.data.augmentation import (
     RandomCrop,
     ResizeShortSide,
 )
-from predet.data.box_sources import AnnotatedBoxes
+from predet.data.box_sources import AnnotatedBoxes, RandomPatches
 from predet.data.dataset import Record
+from predet.data.formats import load_dataset
+from predet.data.loader import build_train_loader
 from predet.data.photometric import CHANGES, OneChange
 from predet.data.two_views import TwoViewMapper
 
@@ -144,6 +146,24 @@ def test_an_image_without_boxes_has_views_without_any(record):
     )
     views = mapper(CROPS)(bare, np.random.default_rng(0))["views"]
     assert [len(view["instances"]) for view in views] == [0, 0]
+
+
+def test_a_data_set_without_boxes_is_refused(record, tmp_path):
+    with pytest.raises(ValueError, match="has no annotations, but its own boxes are asked for"):
+        build_train_loader(
+            dataset=load_dataset(tmp_path),
+            mapper=mapper(),
+            total_batch_size=1,
+            num_workers=0,
+            seed=0,
+        )
+
+
+def test_boxes_can_come_from_any_source(record):
+    make = TwoViewMapper(augmentation=PAPER, boxes=RandomPatches(num_patches=6))
+    views = make(record, np.random.default_rng(3))["views"]
+    assert [len(view["instances"]) for view in views] == [6, 6]
+    assert max(mismatch(*views, row, row) for row in range(6)) < 3
 
 
 def test_views_are_a_function_of_the_generator(record):
