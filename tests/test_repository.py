@@ -32,6 +32,7 @@ PROJECT_MAY_USE = {
     "detreg": set(),
     "up_detr": set(),
     "image_domain": set(),
+    "torchvision_detectors": set(),
 }
 PROJECT_ROOMS = {"ops", "layers", "modeling", "pretext", "data", "checkpoint"}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -44,15 +44,8 @@ def prepare_targets(
             the numbers of boxes are not those of "step_counts".
     """
     classes, boxes = [], []
-    for index, sample in enumerate(batch):
-        where = sample.get("file_name", f"image {index} of the batch")
-        if "instances" not in sample:
-            raise ValueError(f"{where}: training needs 'instances', got keys {sorted(sample)}")
-        instances = sample["instances"]
-        classes.append(_checked_classes(instances.gt_classes, num_classes, where))
-        image_boxes = instances.gt_boxes.tensor.float()
-        if not image_boxes.isfinite().all():
-            raise ValueError(f"{where}: a box of the annotation is not finite: {image_boxes}")
+    for sample, image_classes, image_boxes in checked_instances(batch, num_classes):
+        classes.append(image_classes)
         boxes.append(normalize_boxes(image_boxes, tuple(sample["image"].shape[-2:])))
     counts = tuple(len(image_classes) for image_classes in classes)
     step_counts = batch[0].get("step_counts") if batch else None
@@ -67,6 +60,26 @@ def prepare_targets(
         counts,
         step_counts,
     )
+
+
+def checked_instances(
+    batch: Sequence[Mapping[str, Any]], num_classes: int
+) -> Iterator[tuple[Mapping[str, Any], Tensor, Tensor]]:
+    """Each sample with its classes (N,) int64 and boxes (N, 4) fp32 absolute xyxy, all valid.
+
+    Raises:
+        ValueError: an image has no instances, a class out of range, or a box that is not finite.
+    """
+    for index, sample in enumerate(batch):
+        where = sample.get("file_name", f"image {index} of the batch")
+        if "instances" not in sample:
+            raise ValueError(f"{where}: training needs 'instances', got keys {sorted(sample)}")
+        instances = sample["instances"]
+        classes = _checked_classes(instances.gt_classes, num_classes, where)
+        boxes = instances.gt_boxes.tensor.float()
+        if not boxes.isfinite().all():
+            raise ValueError(f"{where}: a box of the annotation is not finite: {boxes}")
+        yield sample, classes, boxes
 
 
 def _check_counts(counts: tuple[int, ...], step_counts: Tensor) -> None:

@@ -1,0 +1,308 @@
+"""RetinaNet (Lin et al., ICCV 2017) and FCOS (Tian et al., ICCV 2019) of torchvision.
+
+Legend: B images, P predictions of an image (places x anchors), K classes, A anchors at a place, C
+channels of the pyramid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torchvision.models.detection as tv
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from predet.layers.norm import NormName
+from predet.modeling.images import PIXEL_MEAN, PIXEL_STD, ImageBatch
+from predet.modeling.regions import Regions, sample_regions, take_neighbourhoods
+from predet.projects.torchvision_detectors.detector import (
+    NoBackbone,
+    Target,
+    TorchvisionDetector,
+    as_image_list,
+    build_neck,
+    pyramid_strides,
+    to_float,
+)
+
+_ASSIGNMENT = "assignment"
+_CLASSIFICATION = "network.head.classification_head.cls_logits"
+_REGRESSION = "network.head.regression_head"
+_EXTRA_LEVELS = 2
+_LOSS_NAMES = {
+    "classification": "loss_class",
+    "bbox_regression": "loss_bbox",
+    "bbox_ctrness": "loss_centerness",
+}
+
+
+class DenseDetector(TorchvisionDetector):
+    """What predicts at every place of a pyramid: strides of the backbone's maps and two more.
+
+    A subclass makes `network`, whose head is an `_Assigning` one.
+    """
+
+    class_layers = (_CLASSIFICATION,)
+    neighbourhood: int  # radius of what the contrast head reads around a place
+
+    def losses(
+        self, images: ImageBatch, features: dict[str, Tensor], targets: list[Target]
+    ) -> dict[str, Tensor]:
+        """Of classes and boxes."""
+        maps = list(features.values())
+        losses = self._losses_of(self.network.head(maps), images, maps, targets)
+        losses.pop(_ASSIGNMENT)
+        return {_LOSS_NAMES[name]: loss for name, loss in losses.items()}
+
+    def detect(self, images: ImageBatch, features: dict[str, Tensor]) -> list[Target]:
+        """The best detections after non-maximum suppression in each class."""
+        network, maps = self.network, list(features.values())
+        places = [m.shape[2] * m.shape[3] for m in maps]
+        outputs = network.head(maps)
+        per_place = outputs["cls_logits"].shape[1] // sum(places)
+        lengths = [n * per_place for n in places]
+        by_level = {name: list(x.split(lengths, dim=1)) for name, x in outputs.items()}
+        anchors = network.anchor_generator(as_image_list(images), maps)
+        anchors = [list(a.split(lengths)) for a in anchors]
+        return network.postprocess_detections(by_level, anchors, list(images.sizes))
+
+    def regions(self, batch: Sequence[Mapping[str, Any]], *, max_regions: int) -> Regions:
+        """Anchors or points of instances first, then background; see the base class."""
+        images, targets = self.preprocess(batch), self.prepare_targets(batch)
+        maps = list(self.features(images).values())
+        tower = self.network.head.classification_head.conv
+        read = [tower(m).float() for m in maps]
+        losses = self._box_losses(images, maps, targets)
+        assigned = _rows_of(losses.pop(_ASSIGNMENT), targets)  # (B, P)
+        chosen = sample_regions(assigned.flatten(), max_regions=max_regions)
+        image = torch.div(chosen, assigned.shape[1], rounding_mode="floor")
+        prediction = chosen % assigned.shape[1]
+        place = torch.div(prediction, self.region_slots, rounding_mode="floor")
+        return Regions(
+            features=take_neighbourhoods(read, image, place, radius=self.neighbourhood),
+            slots=prediction % self.region_slots,
+            instances=assigned.flatten()[chosen],
+            losses={_LOSS_NAMES[name]: loss for name, loss in losses.items()},
+        )
+
+    def freeze_unused_by_regions(self) -> None:
+        """The last classification layer."""
+        self.get_submodule(_CLASSIFICATION).requires_grad_(False)
+
+    def _box_losses(
+        self, images: ImageBatch, maps: list[Tensor], targets: list[Target]
+    ) -> dict[str, Tensor]:
+        """Losses without classes, and the assignment."""
+        outputs = self._regress(maps)
+        # Of one class, told with logits that nothing depends on: this loss is dropped.
+        outputs["cls_logits"] = torch.zeros_like(outputs["bbox_regression"][..., :1])
+        targets = [{**t, "labels": torch.zeros_like(t["labels"])} for t in targets]
+        losses = self._losses_of(outputs, images, maps, targets)
+        losses.pop("classification")
+        return losses
+
+    def _regress(self, maps: list[Tensor]) -> dict[str, Tensor]:
+        """Outputs of the regression head alone."""
+        raise NotImplementedError
+
+    def _losses_of(
+        self,
+        outputs: dict[str, Tensor],
+        images: ImageBatch,
+        maps: list[Tensor],
+        targets: list[Target],
+    ) -> dict[str, Tensor]:
+        """torchvision's losses and the assignment, of the head's outputs."""
+        anchors = self.network.anchor_generator(as_image_list(images), maps)
+        return self.network.compute_loss(targets, outputs, anchors)
+
+
+class _Assigning(nn.Module):
+    """A head whose losses carry which box each prediction is assigned to."""
+
+    def compute_loss(
+        self,
+        targets: list[Target],
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Any]:
+        losses = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
+        return {**losses, _ASSIGNMENT: matched_idxs}
+
+
+class _RetinaNetHead(_Assigning, RetinaNetHead):
+    pass
+
+
+class _FCOSHead(_Assigning, FCOSHead):
+    pass
+
+
+class RetinaNet(DenseDetector):
+    """torchvision's RetinaNet: nine anchors at a place, focal loss, L1 loss of boxes.
+
+    Args:
+        backbone: maps whose strides double, the papers' are 8, 16 and 32.
+        num_classes: contiguous classes.
+        neck_channels: of the pyramid.
+        neck_norm: after each convolution of the pyramid; None for none, as torchvision has it.
+        anchor_scale: side of the smallest anchors in strides; they are 32 pixels at stride 8.
+        score_threshold, nms_threshold, candidates, detections_per_image: of detection, values are
+            torchvision's. The candidates are those of one level.
+        pixel_mean, pixel_std, size_divisibility: as in the base class.
+    """
+
+    last_layers = (_CLASSIFICATION, f"{_REGRESSION}.bbox_reg")
+    neighbourhood = 0
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        num_classes: int,
+        neck_channels: int = 256,
+        neck_norm: NormName | None = None,
+        anchor_scale: float = 4.0,
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.5,
+        candidates: int = 1000,
+        detections_per_image: int = 300,
+        pixel_mean: Sequence[float] = PIXEL_MEAN,
+        pixel_std: Sequence[float] = PIXEL_STD,
+        size_divisibility: int = 32,
+    ) -> None:
+        neck = build_neck(
+            backbone,
+            channels=neck_channels,
+            norm=neck_norm,
+            extra_blocks=LastLevelP6P7(neck_channels, neck_channels),
+        )
+        anchors = _octave_anchors(pyramid_strides(backbone, _EXTRA_LEVELS), anchor_scale)
+        per_place = anchors.num_anchors_per_location()[0]
+        network = tv.RetinaNet(
+            NoBackbone(neck_channels),
+            num_classes,
+            anchor_generator=anchors,
+            head=_RetinaNetHead(neck_channels, per_place, num_classes),
+            score_thresh=score_threshold,
+            nms_thresh=nms_threshold,
+            topk_candidates=candidates,
+            detections_per_img=detections_per_image,
+        )
+        network.head.register_forward_hook(to_float)
+        super().__init__(
+            backbone=backbone,
+            neck=neck,
+            network=network,
+            num_classes=num_classes,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+            size_divisibility=size_divisibility,
+        )
+        self.region_channels, self.region_slots = neck_channels, per_place
+
+    def _regress(self, maps: list[Tensor]) -> dict[str, Tensor]:
+        return {"bbox_regression": self.network.head.regression_head(maps).float()}
+
+
+class FCOS(DenseDetector):
+    """torchvision's FCOS: one point at a place, focal loss, GIoU loss of boxes, centerness.
+
+    Args:
+        backbone: maps whose strides double, the paper's are 8, 16 and 32.
+        num_classes: contiguous classes.
+        neck_channels, neck_norm: as in `RetinaNet`.
+        center_sampling_radius: of the part of a box whose points learn it, in strides.
+        score_threshold, nms_threshold, candidates, detections_per_image: as in `RetinaNet`;
+            torchvision's values.
+        pixel_mean, pixel_std, size_divisibility: as in the base class.
+    """
+
+    last_layers = (_CLASSIFICATION, f"{_REGRESSION}.bbox_reg", f"{_REGRESSION}.bbox_ctrness")
+    neighbourhood = 1
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        num_classes: int,
+        neck_channels: int = 256,
+        neck_norm: NormName | None = None,
+        center_sampling_radius: float = 1.5,
+        score_threshold: float = 0.2,
+        nms_threshold: float = 0.6,
+        candidates: int = 1000,
+        detections_per_image: int = 100,
+        pixel_mean: Sequence[float] = PIXEL_MEAN,
+        pixel_std: Sequence[float] = PIXEL_STD,
+        size_divisibility: int = 32,
+    ) -> None:
+        neck = build_neck(
+            backbone,
+            channels=neck_channels,
+            norm=neck_norm,
+            extra_blocks=LastLevelP6P7(neck_channels, neck_channels),
+        )
+        strides = pyramid_strides(backbone, _EXTRA_LEVELS)
+        points = AnchorGenerator(tuple((s,) for s in strides), ((1.0,),) * len(strides))
+        network = tv.FCOS(
+            NoBackbone(neck_channels),
+            num_classes,
+            anchor_generator=points,
+            head=_FCOSHead(neck_channels, 1, num_classes),
+            center_sampling_radius=center_sampling_radius,
+            score_thresh=score_threshold,
+            nms_thresh=nms_threshold,
+            topk_candidates=candidates,
+            detections_per_img=detections_per_image,
+        )
+        network.head.register_forward_hook(to_float)
+        super().__init__(
+            backbone=backbone,
+            neck=neck,
+            network=network,
+            num_classes=num_classes,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+            size_divisibility=size_divisibility,
+        )
+        self.region_channels = neck_channels * (2 * self.neighbourhood + 1) ** 2
+
+    def _regress(self, maps: list[Tensor]) -> dict[str, Tensor]:
+        boxes, centerness = self.network.head.regression_head(maps)
+        return {"bbox_regression": boxes.float(), "bbox_ctrness": centerness.float()}
+
+    def _losses_of(
+        self,
+        outputs: dict[str, Tensor],
+        images: ImageBatch,
+        maps: list[Tensor],
+        targets: list[Target],
+    ) -> dict[str, Tensor]:
+        anchors = self.network.anchor_generator(as_image_list(images), maps)
+        places = [m.shape[2] * m.shape[3] for m in maps]
+        return self.network.compute_loss(targets, outputs, anchors, places)
+
+
+def _octave_anchors(strides: Sequence[int], scale: float) -> AnchorGenerator:
+    """Three sizes an octave and three shapes at each place, rounded as torchvision's are."""
+    sides = [scale * stride for stride in strides]
+    sizes = tuple(tuple(int(side * 2 ** (k / 3)) for k in range(3)) for side in sides)
+    return AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+
+
+def _rows_of(assignment: list[Tensor], targets: list[Target]) -> Tensor:
+    """Numbers of an image's boxes -> (B, P) rows among all instances; -1 and -2 stay."""
+    rows = []
+    for matched, target in zip(assignment, targets, strict=True):
+        if not len(target["rows"]):
+            rows.append(matched)
+            continue
+        rows.append(torch.where(matched >= 0, target["rows"][matched.clamp(min=0)], matched))
+    return torch.stack(rows)

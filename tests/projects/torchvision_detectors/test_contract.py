@@ -1,0 +1,150 @@
+"""What predet asks of a detector, and what these detectors say of bad input."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import pytest
+import torch
+
+from predet.checkpoint import load_detector
+from predet.modeling.backbone import ResNet
+from predet.projects.torchvision_detectors import FasterRCNN, RetinaNet
+
+
+def test_a_class_that_the_detector_does_not_have_is_named(name, parts):
+    batch = parts.make_batch()
+    batch[0]["instances"].gt_classes[1] = 3
+    with pytest.raises(ValueError, match=r"64x96\.png: class 3 .* 3 classes"):
+        parts.build(name)(batch)
+
+
+def test_a_box_that_is_not_finite_is_named(name, parts):
+    batch = parts.make_batch()
+    batch[0]["instances"].gt_boxes.tensor[1, 2] = float("nan")
+    with pytest.raises(ValueError, match=r"64x96\.png: a box .* not finite"):
+        parts.build(name)(batch)
+
+
+def test_a_box_without_area_is_no_target(name, parts):
+    torch.manual_seed(0)
+    model = parts.build(name)
+    batch = parts.make_batch()
+    torch.manual_seed(1)
+    wanted = model(batch)
+    batch[0] = parts.sample(
+        (64, 96),
+        [[4, 4, 40, 50], [9, 9, 9, 30], [30, 20, 70, 60], [2, 30, 20, 44]],
+        [0, 1, 2, 1],
+    )
+    torch.manual_seed(1)
+    found = model(batch)
+    for key, value in wanted.items():
+        assert torch.equal(found[key], value), key
+
+
+def test_every_parameter_has_a_gradient_without_any_target(name, parts):
+    model = parts.build(name)
+    losses = model([parts.sample((64, 96), [], []), parts.sample((96, 64), [], [])])
+    assert all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_strides_that_do_not_double_are_refused():
+    backbone = ResNet(depth=18, weights=None, norm="gn", freeze_at=0, out_stages=[2, 5])
+    with pytest.raises(ValueError, match=r"strides double, got \(4, 32\)"):
+        RetinaNet(backbone=backbone, num_classes=2)
+    with pytest.raises(ValueError, match="num_classes must be at least 1"):
+        FasterRCNN(
+            backbone=ResNet(depth=18, weights=None, norm="gn", freeze_at=0, out_stages=[4, 5]),
+            num_classes=0,
+            representation_size=8,
+        )
+
+
+def test_backbone_alone_and_all_but_the_classes_transfer(name, parts):
+    torch.manual_seed(0)
+    source = parts.build(name)
+    torch.manual_seed(1)
+    target = parts.build(name)
+    before = copy.deepcopy(target.state_dict())
+    load_detector(target, {"model": source.state_dict()}, reinit=("all-but-backbone",))
+    for key, value in target.state_dict().items():
+        origin = source.state_dict() if key.startswith("backbone.") else before
+        assert torch.equal(value, origin[key]), key
+    report = load_detector(target, {"model": source.state_dict()}, reinit=target.class_layers)
+    kept = {name.rsplit(".", 1)[0] for name in report.reinitialised}
+    assert kept == set(target.class_layers)
+    assert set(target.class_layers) <= set(target.last_layers)
+
+
+def test_other_classes_change_exactly_the_class_layers(name, parts):
+    torch.manual_seed(0)
+    model = parts.build(name)
+    other = parts.build(name, num_classes=5)
+    changed = {
+        key.rsplit(".", 1)[0]
+        for key, value in model.state_dict().items()
+        if other.state_dict()[key].shape != value.shape
+    }
+    assert changed == set(model.class_layers)
+
+
+def test_mask_rcnn_without_masks_trains_boxes_and_says_so(parts, caplog):
+    torch.manual_seed(0)
+    model = parts.build("mask_rcnn")
+    with caplog.at_level(logging.WARNING):
+        torch.manual_seed(1)
+        losses = model(parts.make_batch())
+        model(parts.make_batch())
+    assert len([r for r in caplog.records if "no masks" in r.message]) == 1
+    assert losses["loss_mask"] == 0
+    torch.manual_seed(1)
+    with_masks = model(parts.make_batch(masks=True))
+    assert with_masks["loss_mask"] > 0.1
+    for key in losses.keys() - {"loss_mask"}:
+        assert torch.equal(losses[key], with_masks[key]), key
+    sum(losses.values()).backward()
+    branch = model.network.roi_heads.mask_head
+    assert all((p.grad == 0).all() for p in branch.parameters())
+
+
+def test_mask_rcnn_refuses_masks_of_some_images_or_of_another_size(parts):
+    model = parts.build("mask_rcnn")
+    batch = parts.make_batch(masks=True)
+    batch[2] = parts.make_batch()[2]
+    with pytest.raises(ValueError, match=r"80x64\.png has boxes but no gt_masks"):
+        model(batch)
+    batch = parts.make_batch(masks=True)
+    masks = batch[0]["instances"].gt_masks
+    masks.tensor = masks.tensor[:, :32]
+    with pytest.raises(ValueError, match=r"gt_masks must be \(3, 64, 96\)"):
+        model(batch)
+
+
+def test_mask_rcnn_can_leave_masks_out_of_detections(parts):
+    torch.manual_seed(0)
+    model = parts.build("mask_rcnn").eval()
+    with torch.no_grad():
+        whole = model(parts.make_batch())
+        model.mask_threshold = None
+        boxes = model(parts.make_batch())
+    for one, other in zip(whole, boxes, strict=True):
+        assert one["instances"].pred_masks.shape[1:] == one["instances"].image_size
+        assert not other["instances"].has("pred_masks")
+        assert torch.equal(one["instances"].pred_boxes.tensor, other["instances"].pred_boxes.tensor)
+    assert model.network.roi_heads.mask_head is not None
+
+
+def test_a_copy_of_a_compiled_detector_runs_on_its_own_weights(name, parts):
+    model = parts.build(name).eval()
+    model._compiled = type(model).encode  # what compile() keeps, without the compiler
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.backbone.parameters():
+            parameter.mul_(0.5)
+        images = model.preprocess(parts.make_batch())
+        first, second = model.features(images), twin.features(images)
+    assert not torch.equal(first["0"], second["0"])
