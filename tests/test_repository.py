@@ -25,6 +25,7 @@ ALLOWED = {
     "engine": {"ops", "data", "checkpoint", "evaluation", "visualize", "configs"},  # to find them
 }
 PROJECT_MAY_USE = {
+    "align_det": set(),
     "detr": set(),
     "deformable_detr": set(),
     "h_deformable_detr": {"deformable_detr"},

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from predet.d2 import Instances
+from predet.layers.mlp import MLP
 from predet.modeling.criterion import SetCriterion
 from predet.modeling.images import PIXEL_MEAN, PIXEL_STD, ImageBatch, ImageNormalizer
 from predet.modeling.outputs import DetectorOutput, Queries
 from predet.modeling.postprocess import best_per_query, original_sizes
+from predet.modeling.regions import Regions
+from predet.modeling.set_regions import set_regions
 from predet.modeling.targets import Targets, prepare_targets
 
 Condition = Callable[[Queries], Queries]
@@ -21,8 +24,8 @@ Condition = Callable[[Queries], Queries]
 class Detector(nn.Module):
     """A meta-architecture: losses of a batch in training, detections of it otherwise.
 
-    A subclass has `class_head` and `box_head`, and says how it gets from feature maps to raw
-    predictions and from these to detections.
+    A subclass has `transformer`, `class_head` and `box_head`, and says how it gets from feature
+    maps to raw predictions and from these to detections.
 
     Args:
         backbone: maps (B, 3, H, W) to a tuple of feature maps; has `channels` and `strides`.
@@ -136,6 +139,44 @@ class Detector(nn.Module):
     ) -> list[dict[str, Instances]]:
         """Detections in images of the given original (height, width)."""
         raise NotImplementedError
+
+    def regions(
+        self, batch: Sequence[Mapping[str, Any]], *, max_regions: int | None = None
+    ) -> Regions:
+        """The losses of a batch, and the queries of all layers with what they are matched to.
+
+        Args:
+            batch: as in training.
+            max_regions: the most queries, matched ones first; None takes all.
+        """
+        images, targets = self.preprocess(batch), self.prepare_targets(batch)
+        output = self.detect(images)
+        matches = self.criterion.match(output, targets)
+        losses = self.criterion(output, targets, matches)
+        return set_regions(output, matches, losses, max_regions=max_regions)
+
+    @property
+    def region_channels(self) -> int:
+        """Channels of the features of `regions`."""
+        return self.transformer.hidden_dim
+
+    @property
+    def region_slots(self) -> int:
+        """Predictions that are made from one feature of `regions`."""
+        return 1
+
+    def freeze_unused_by_regions(self) -> None:
+        """Stop training what `regions` has no losses for: nothing here."""
+
+    @property
+    def last_layers(self) -> tuple[str, ...]:
+        """Names of the layers that predict classes and coordinates: see `train.reinit`."""
+        ends = [
+            ".".join(filter(None, ["box_head", name, f"layers.{len(part.layers) - 1}"]))
+            for name, part in self.box_head.named_modules()
+            if isinstance(part, MLP)
+        ]
+        return ("class_head", *ends)
 
     def label(self, batch: Sequence[Mapping[str, Any]]) -> list[Instances]:
         """One detection a query, its best class, unsorted: what pseudo-labels start from."""
