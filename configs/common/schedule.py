@@ -14,10 +14,10 @@ def set_length(
     *,
     epoch: int,
     epochs: int,
-    drop: int,
+    drop: int | None = None,
     eval_epochs: int = 1,
 ) -> None:
-    """Train for `epochs` of `epoch` steps each, with a tenth of the learning rate after `drop`.
+    """Train for `epochs` of `epoch` steps each; a tenth of the learning rate after `drop`, if any.
 
     A checkpoint is saved after every epoch, and evaluated after every `eval_epochs`.
     """
@@ -25,4 +25,4 @@ def set_length(
     train.eval_period = eval_epochs * epoch
     train.checkpoint_period = epoch
     lr_multiplier.max_iter = train.max_iter
-    lr_multiplier.drop_steps = [drop * epoch]
+    lr_multiplier.drop_steps = [] if drop is None else [drop * epoch]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import functools
 import json
@@ -34,6 +35,7 @@ SMALL = {
     "depth": 18,
     "weights": None,
     "allow_random_frozen": True,
+    "allow_random": True,
     "hidden_dim": 32,
     "ffn_dim": 64,
     "num_encoder_layers": 1,
@@ -41,6 +43,12 @@ SMALL = {
     "num_heads": 4,
     "num_queries": 12,
     "num_one_to_many": 18,
+    "neck_channels": 64,
+    "representation_size": 64,
+    "proposals_train": 100,
+    "proposals_test": 100,
+    "score_threshold": 0.0,  # fresh weights are certain of nothing
+    "detections_per_image": 12,
 }
 SMALL_SWIN = {"weights": None, "embed_dim": 8, "depths": [1, 2, 1, 1], "num_heads": [1, 1, 2, 2]}
 
@@ -58,6 +66,11 @@ def shrink(node: DictConfig) -> None:
             shrink(child)
         elif key in SMALL and not (key == "weights" and "depth" not in node):
             node[key] = SMALL[key]
+
+
+def docstring(config: str) -> str:
+    """Without line breaks."""
+    return " ".join((ast.get_docstring(ast.parse((ROOT / config).read_text())) or "").split())
 
 
 @functools.cache
@@ -118,9 +131,11 @@ def sample(height: int, width: int, boxes: list[list[float]], classes: list[int]
     instances = Instances((height, width))
     instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
     instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+    patches = rng.integers(0, 256, (len(boxes), 3, 32, 32), dtype=np.uint8)
     return {
         "image": torch.from_numpy(pixels),
         "instances": instances,
+        "patches": torch.from_numpy(patches),
         "height": 2 * height,
         "width": 2 * width,
         "image_id": 0,
@@ -148,7 +163,8 @@ def test_config_loads_and_its_settings_are_valid(config: str) -> None:
     assert settings.max_iter >= 100
     schedule = instantiate(cfg.lr_multiplier)
     assert schedule(0.5) == pytest.approx(1.0)
-    assert 0 < schedule(1 - 1 / settings.max_iter) < 0.2
+    last = schedule(1 - 1 / settings.max_iter)
+    assert 0 < last < 0.2 or (last == 1 and "the learning rate stays" in docstring(config))
     assert Path(settings.output_dir).name in Path(config).stem or config.startswith("configs/")
 
 
@@ -158,7 +174,7 @@ def test_small_model_steps(small_config: DictConfig) -> None:
     optimizer = build_optimizer(small_config, model)
     frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
     losses = model(batch())
-    assert {"loss_class", "loss_bbox", "loss_giou"} <= set(losses)
+    assert {"loss_class", "loss_bbox"} <= set(losses)
     assert all(value.ndim == 0 and value.isfinite() for value in losses.values())
     sum(losses.values()).backward()
     unused = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import ast
+import copy
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from predet.d2 import instantiate
 from predet.data.augmentation import DETRAugmentation
 from predet.engine.config import load_config
+from predet.pretext.feature_target import MeanAbsolute
+from predet.pretext.region_encoder import RegionEncoder
+from predet.pretext.semantic_targets import Objectness
+from predet.projects.detreg import DETReg
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 COCO, VOC, O365, IN1K = 118_287, 16_551, 1_742_289, 1_281_167  # images
+IN100 = 126_689  # of the 100 classes of DETReg's list
 
 DETR_MODEL = {
     "transformer.hidden_dim": 256,
@@ -101,7 +108,8 @@ def test_models(name: str) -> None:
 BACKBONE, OFFSETS = {"backbone": 0.1}, {"sampling_offsets": 0.1}
 ONE_STAGE = {**BACKBONE, **OFFSETS, "reference_points": 0.1}
 TWO_STAGE = {**BACKBONE, **OFFSETS}
-# Images, batch, epochs, epoch of the drop, learning rate, factors of single parts.
+FROZEN = {**OFFSETS, "reference_points": 0.1}  # one-stage, without a backbone that learns
+# Images, batch, epochs, epoch of the drop if any, learning rate, factors of single parts.
 SCHEDULES = {
     "detr_r50_coco_150ep": (COCO, 16, 150, 100, 1e-4, BACKBONE),
     "detr_r50_coco_300ep": (COCO, 16, 300, 200, 1e-4, BACKBONE),
@@ -119,6 +127,17 @@ SCHEDULES = {
     "selftrain_h_deformable_swin_l_o365": (O365, 16, 5, 4, 2e-4, OFFSETS),
     "selftrain_h_deformable_r50_o365": (O365, 16, 5, 4, 2e-4, OFFSETS),
     "h_deformable_detr_swin_l_900q_coco_36ep": (COCO, 16, 36, 30, 2e-4, TWO_STAGE),
+    "detreg_in100": (IN100, 24 * 8, 50, 40, 2e-4, FROZEN),
+    "detreg_in1k": (IN1K, 24 * 8, 5, None, 2e-4, FROZEN),
+    "detreg_coco": (COCO, 24 * 8, 50, 40, 2e-4, FROZEN),
+    "detreg_detr_in1k": (IN1K, 24 * 8, 60, None, 1e-4, {}),
+    "detreg_finetune_coco_50ep": (COCO, 4 * 8, 50, 40, 2e-4, ONE_STAGE),
+    "detreg_finetune_voc_100ep": (VOC, 4 * 8, 100, 70, 2e-4, ONE_STAGE),
+    "detreg_finetune_voc_10pct_200ep": (VOC // 10, 4 * 2, 200, 150, 2e-4, ONE_STAGE),
+    "detreg_finetune_coco_1pct_2000ep": (1_183, 3 * 8, 2000, None, 2e-4, ONE_STAGE),
+    "detreg_finetune_coco_2pct_1000ep": (2_366, 3 * 8, 1000, None, 2e-4, ONE_STAGE),
+    "detreg_finetune_coco_5pct_500ep": (5_914, 3 * 8, 500, None, 2e-4, ONE_STAGE),
+    "detreg_finetune_coco_10pct_400ep": (11_829, 3 * 8, 400, None, 2e-4, ONE_STAGE),
 } | {
     f"h_deformable_detr_{backbone}_{data}_{epochs}ep": (images, 16, epochs, drop, 2e-4, TWO_STAGE)
     for backbone in ("r50", "swin_t", "swin_l")
@@ -145,17 +164,21 @@ def test_schedules(name: str) -> None:
     assert cfg.dataloader.train.total_batch_size == batch
     assert cfg.train.max_iter == epochs * steps
     schedule = instantiate(cfg.lr_multiplier)
-    at = [schedule(epoch / epochs) for epoch in (0, drop - 0.5, drop + 0.5, epochs - 0.5)]
-    assert at == pytest.approx([1, 1, 0.1, 0.1])
-    assert schedule(drop / epochs) == pytest.approx(0.1)
+    if drop is None:
+        assert [schedule(part) for part in (0, 0.5, 1)] == [1, 1, 1]
+    else:
+        at = [schedule(epoch / epochs) for epoch in (0, drop - 0.5, drop + 0.5, epochs - 0.5)]
+        assert at == pytest.approx([1, 1, 0.1, 0.1])
+        assert schedule(drop / epochs) == pytest.approx(0.1)
     assert cfg.optimizer.lr == lr
     assert cfg.optimizer.weight_decay == (0.05 if name in LARGE_DECAY else 1e-4)
     assert cfg.optimizer.params.lr_factors == factors
     assert "no_weight_decay" not in cfg.optimizer.params
     assert cfg.train.clip_grad_norm == 0.1
     assert cfg.train.output_dir == f"output/{name}"
-    resize = cfg.dataloader.test.mapper.augmentation
-    assert (resize.short_sides, resize.max_size) == ([800], 1333)
+    if cfg.dataloader.test is not None:
+        resize = cfg.dataloader.test.mapper.augmentation
+        assert (resize.short_sides, resize.max_size) == ([800], 1333)
     assert cfg.dataloader.train.mapper.augmentation._target_ is DETRAugmentation
 
 
@@ -165,21 +188,25 @@ def test_the_arithmetic_of_docstrings(name: str) -> None:
     text = " ".join((docstring(name) or "").split())
     found = re.search(
         r"Schedule: ([\d_]+) epochs x ([\d_]+) steps \(([\d_]+) images in batches of (\d+)\) = "
-        r"([\d_]+) steps; a tenth of the learning rate after (\d+) epochs = ([\d_]+) steps",
+        r"([\d_]+) steps; (?:a tenth of the learning rate after (\d+) epochs = ([\d_]+) steps|"
+        r"the learning rate stays)",
         text,
     )
     assert found, f"no schedule in {text}"
-    epochs, epoch, images, batch, steps, drop, drop_step = map(int, found.groups())
+    epochs, epoch, images, batch, steps = map(int, found.groups()[:5])
+    drop, drop_step = (part and int(part) for part in found.groups()[5:])
     assert (images, batch, epochs, drop) == SCHEDULES[name][:4]
     assert epoch == images // batch
-    assert (steps, drop_step) == (epochs * epoch, drop * epoch)
+    assert steps == epochs * epoch
+    drop_steps = [] if drop is None else [drop * epoch]
+    assert drop_steps == ([] if drop is None else [drop_step])
     cfg = load_config(CONFIGS / f"{name}.py", [])
     assert cfg.train.max_iter == cfg.lr_multiplier.max_iter == steps
-    assert cfg.lr_multiplier.drop_steps == [drop_step]
+    assert cfg.lr_multiplier.drop_steps == drop_steps
     assert steps % cfg.train.eval_period == 0
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEDULES if "_voc_" in name])
+@pytest.mark.parametrize("name", [n for n in SCHEDULES if "_voc_" in n and "detreg" not in n])
 def test_voc_recipes_are_those_of_coco_on_other_data(name: str) -> None:
     cfg = load_config(CONFIGS / f"{name}.py", [])
     coco = name.replace("_voc_100ep", "_voc_50ep").replace("_voc_", "_coco_")
@@ -188,6 +215,72 @@ def test_voc_recipes_are_those_of_coco_on_other_data(name: str) -> None:
     assert cfg.optimizer == other.optimizer
     assert cfg.data.train.source == cfg.data.test.source == "datasets/voc0712"
     assert (cfg.data.train.split, cfg.data.test.split) == ("trainval", "test")
+
+
+DETREG = {
+    "embedding_weight": 1,
+    "freeze_backbone": "auto",
+    "patch_encoder.backbone.out_stages": [3],
+    "patch_encoder.backbone.depth": 50,
+    "patch_encoder.backbone.norm": "frozen_bn",
+    "patch_encoder.pooling": "mean",
+    "patch_encoder.normalize": "none",
+    "num_layers": 2,
+    "layers": "last",
+}
+DETREG_DATA = {
+    "augmentation.short_sides": [320, 336, 352, 368, 400, 416, 432, 448, 464, 480],
+    "augmentation.max_size": 600,
+    "boxes.pick.k": 30,
+    "patches.size": 128,
+}
+
+
+@pytest.mark.parametrize("name", [n for n in SCHEDULES if re.fullmatch("detreg_(?!finetune).*", n)])
+def test_detreg(name: str) -> None:
+    cfg = load_config(CONFIGS / f"{name}.py", [])
+    found = {key: cfg.model.get(key) for key in cfg.model}
+    defaults = inspect.signature(DETReg).parameters | inspect.signature(RegionEncoder).parameters
+    for key, expected in DETREG.items():
+        value = OmegaConf.select(cfg.model, key)
+        value = defaults[key.rpartition(".")[2]].default if value is None else value
+        assert value == expected, key
+    assert found["distance"]._target_ is MeanAbsolute
+    assert found["semantic_target"]._target_ is Objectness
+    for key, expected in DETREG_DATA.items():
+        assert value_at(cfg.dataloader.train.mapper, key) == expected, key
+    search = instantiate(cfg.dataloader.train.mapper.boxes.search)
+    assert (search.mode, search.resize, search.channel_order) == ("fast", "128x128", "bgr")
+    detector = DETR_MODEL if "detr_in1k" in name else {**DEFORMABLE_MODEL, "with_box_refine": False}
+    for key, expected in detector.items():
+        assert value_at(cfg.model.detector, key) == expected, key
+    assert cfg.model.detector.transformer.get("pre_norm", False) == ("detr_in1k" in name)
+    assert cfg.model.detector.backbone.weights == cfg.model.patch_encoder.backbone.weights
+    assert "swav" in cfg.model.detector.backbone.weights
+    jitter, blur = (instantiate(part) for part in cfg.dataloader.train.mapper.patches.photometric)
+    assert (jitter.factors, jitter.hue) == ((0.4, 0.4, 0.4), 0.1)
+    assert (jitter.probability, jitter.gray_probability) == (0.8, 0.2)
+    assert (blur.sigma, blur.probability) == ((0.1, 2.0), 0.5)
+
+
+@pytest.mark.parametrize("name", [n for n in SCHEDULES if n.startswith("detreg_finetune")])
+def test_detreg_is_fine_tuned_with_all_but_the_class_head(name: str) -> None:
+    cfg = load_config(CONFIGS / f"{name}.py", [])
+    start = load_config(CONFIGS / f"{Path(cfg.train.init_checkpoint).parts[1]}.py", [])
+    assert cfg.train.reinit == ["class_head"]
+    assert start.train.output_dir == str(Path(cfg.train.init_checkpoint).parents[1])
+    own, pretrained = copy.deepcopy(cfg.model), copy.deepcopy(start.model.detector)
+    for model in (own, pretrained):
+        with open_dict(model):
+            model.backbone = {**model.backbone, "weights": None, "allow_random_frozen": True}
+            model.num_classes = 7
+    assert own == pretrained
+
+
+def test_imagenet_100_is_a_hundred_classes() -> None:
+    folders = load_config(CONFIGS / "detreg_in100.py", []).data.unlabeled.folders
+    assert len(set(folders)) == len(folders) == 100
+    assert all(re.fullmatch(r"n\d{8}", name) for name in folders)
 
 
 # Counted on the authors' classes: with 91 classes 47.9, 48.5 and, with 900 queries, 218 million.

@@ -49,6 +49,8 @@ SMALL = {
     "crop_size": [40, 60],
     "total_batch_size": 2,
     "num_workers": 0,
+    "allow_random": True,
+    "k": 5,
 }
 
 
