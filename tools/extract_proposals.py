@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""Selective Search on many images: the boxes go into a box store.
+"""Selective Search, or EdgeBoxes, on many images: the boxes go into a box store.
 
     tools/extract_proposals.py --images photos/ --output stores/photos-ss --resize 500 --workers 8
     tools/extract_proposals.py --images photos/ --output stores/photos-detreg --recipe detreg
+    tools/extract_proposals.py --images photos/ --output stores/photos-edges --method edge_boxes
 
 IMAGES is a folder of images or any data set that predet reads (with --split where it has splits);
 annotations are not looked at. Boxes are stored in the frame of the original image.
@@ -14,6 +15,10 @@ hands RGB to a function that reads BGR), the first 30 boxes. Options given besid
 A row of the store has the image's N boxes in an order drawn from --seed and the image's key, scored
 1, 1 - 1/N, ..., and then, scored below 0, what predet.ops.selective_search.from_rows needs to draw
 another order. Readers use the --top-k first boxes unless told otherwise.
+
+--method edge_boxes stores EdgeBoxes by score; of the options for the search it takes --resize
+MAX_SIDE or off (default: 400) and --edge-model, OpenCV's structured forest. Without that file edges
+are the gradients of colours, which is not what the paper's authors did; see predet.data.edge_boxes.
 
 --device cuda searches many images at once on a GPU; the boxes are the same. The CPU still does the
 colours, with --workers threads.
@@ -46,6 +51,7 @@ import numpy as np
 from predet.data.box_store import BoxRow
 from predet.data.box_store_writer import BoxStoreWriter, StoreInfo
 from predet.data.dataset import DetectionDataset
+from predet.data.edge_boxes import EdgeBoxSearch
 from predet.data.images import BadSampleError, read_image
 from predet.data.region_search import RegionSearch, in_frame, warn_without_levels
 from predet.data.sources import load_images
@@ -55,6 +61,7 @@ from predet.ops.selective_search import Regions
 
 logger = logging.getLogger("predet.tools.extract_proposals")
 
+EDGE_MAX_SIDE = 400
 REPORT_EVERY = 10.0  # seconds
 CUDA_BATCH = 256  # images searched at once, if the device's memory holds them
 RECIPES = {
@@ -94,6 +101,24 @@ class Proposals:
         return BoxRow(key, *size, boxes, scores, np.zeros(len(boxes), dtype=np.int64))
 
 
+@dataclass(frozen=True, kw_only=True)
+class EdgeProposals:
+    """The same by EdgeBoxes."""
+
+    search: EdgeBoxSearch
+    seed: None = None  # nothing is drawn
+
+    def row(self, key: str, path: str) -> BoxRow:
+        """Search one image file.
+
+        Raises:
+            BadSampleError: the file is no image.
+        """
+        image = read_image(path)
+        boxes, scores = self.search.boxes(image)
+        return BoxRow(key, *image.shape[:2], boxes, scores, np.zeros(len(boxes), dtype=np.int64))
+
+
 class Answer(NamedTuple):
     """Of one image: its row, or why there is none."""
 
@@ -117,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
 
 
-def run(args: argparse.Namespace, proposals: Proposals) -> None:
+def run(args: argparse.Namespace, proposals: Proposals | EdgeProposals) -> None:
     dataset = load_images(
         args.images,
         split=args.split,
@@ -127,13 +152,14 @@ def run(args: argparse.Namespace, proposals: Proposals) -> None:
     )
     if len(dataset) == 0:
         raise ValueError(f"{args.images} holds no images")
-    warn_without_levels()
+    if isinstance(proposals, Proposals):
+        warn_without_levels()
     info = StoreInfo(
         method=proposals.search.method,
         parameters=proposals.search.parameters,
         image_root=os.path.abspath(dataset.root),
         dataset=dataset.name,
-        seed=args.seed,
+        seed=proposals.seed,
         selection={"top_k": args.top_k or None, "score_threshold": 0.0},
     )
     keys = dataset.keys()
@@ -159,14 +185,14 @@ def write_shards(
     writer: BoxStoreWriter,
     shards: list[int],
     dataset: DetectionDataset,
-    proposals: Proposals,
+    proposals: Proposals | EdgeProposals,
     args: argparse.Namespace,
 ) -> None:
     """Search the images of the shards, several at a time, and write each shard when it is whole."""
     parts = {shard: writer.shard_slice(shard) for shard in shards}
     images = [index for part in parts.values() for index in range(part.start, part.stop)]
     tasks = [(dataset.key(i), os.path.join(dataset.root, dataset.key(i))) for i in images]
-    if args.device == "cpu":
+    if isinstance(proposals, EdgeProposals) or args.device == "cpu":
         answers = search_all(tasks, proposals, args.workers)
     else:
         answers = search_batches(tasks, proposals, args.workers, args.device)
@@ -184,7 +210,7 @@ def write_shards(
 
 
 def search_all(
-    tasks: list[tuple[str, str]], proposals: Proposals, workers: int
+    tasks: list[tuple[str, str]], proposals: Proposals | EdgeProposals, workers: int
 ) -> Iterator[Answer]:
     """The answer to each (key, path), in order; in this process when `workers` is 0."""
     if workers == 0:
@@ -239,7 +265,7 @@ def prepare_worker() -> None:
     setup_logging()
 
 
-def search_one(proposals: Proposals, key: str, path: str) -> Answer:
+def search_one(proposals: Proposals | EdgeProposals, key: str, path: str) -> Answer:
     try:
         return Answer(key, proposals.row(key, path))
     except BadSampleError as error:
@@ -266,13 +292,18 @@ def reported(answers: Iterator[Answer], total: int) -> Iterator[Answer]:
 
 
 def with_recipe(args: argparse.Namespace) -> argparse.Namespace:
+    """The options, with those of the recipe (of EdgeBoxes: its defaults) where none was given."""
+    if args.method == "edge_boxes":
+        args.resize = args.resize or str(EDGE_MAX_SIDE)
+        args.top_k = 30 if args.top_k is None else args.top_k
+        return args
     for name, value in RECIPES[args.recipe].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     return args
 
 
-def proposals_of(args: argparse.Namespace) -> Proposals:
+def proposals_of(args: argparse.Namespace) -> Proposals | EdgeProposals:
     """What the options ask for.
 
     Raises:
@@ -281,6 +312,10 @@ def proposals_of(args: argparse.Namespace) -> Proposals:
     for name, least in (("workers", 0), ("top_k", 0), ("seed", 0)):
         if getattr(args, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}")
+    if args.method == "edge_boxes":
+        return EdgeProposals(search=edge_search_of(args))
+    if args.edge_model is not None:
+        raise ValueError("--edge-model is for --method edge_boxes")
     search = RegionSearch(
         mode=args.mode,
         resize=args.resize,
@@ -291,6 +326,18 @@ def proposals_of(args: argparse.Namespace) -> Proposals:
         min_size=args.min_size,
     )
     return Proposals(search=search, seed=args.seed)
+
+
+def edge_search_of(args: argparse.Namespace) -> EdgeBoxSearch:
+    """EdgeBoxes as the options ask for them."""
+    if args.mode or args.channel_order or args.recipe != "default" or args.device != "cpu":
+        raise ValueError(
+            "--method edge_boxes goes without --mode, --channel-order, --recipe and --device"
+        )
+    if args.resize != "off" and not args.resize.isdecimal():
+        raise ValueError(f"--resize takes MAX_SIDE or off with edge_boxes, got {args.resize!r}")
+    max_side = None if args.resize == "off" else int(args.resize)
+    return EdgeBoxSearch(max_side=max_side, model=args.edge_model)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -304,6 +351,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--image-root", help="where a COCO file's names begin, if not found by itself")
     add("--format", help="format of IMAGES, if it should not be detected")
     add("--folders", metavar="FILE", help="only images in these folders: a name a line")
+    methods = ("selective_search", "edge_boxes")
+    add("--method", choices=methods, default=methods[0], help="(default: %(default)s)")
+    add("--edge-model", metavar="FILE", help="OpenCV's structured forest, for edge_boxes")
     add("--recipe", choices=tuple(RECIPES), default="default", help="(default: %(default)s)")
     add("--mode", choices=("single", "fast", "quality"), help="(default: fast)")
     add("--resize", metavar="SIZE", help="WIDTHxHEIGHT, MAX_SIDE or off (default: 500)")

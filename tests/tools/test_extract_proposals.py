@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from predet.data.box_store import BoxStore
+from predet.data.edge_boxes import EdgeBoxSearch
 from predet.data.images import BadSampleError, read_image
 from predet.ops.selective_search import from_rows, rank, selective_search
 
@@ -136,6 +137,19 @@ def test_a_job_killed_without_warning_goes_on(tool, folder, tmp_path) -> None:
         np.testing.assert_array_equal(a.scores, b.scores)
 
 
+def test_edge_boxes_are_those_of_a_direct_search(tool, folder, tmp_path) -> None:
+    store = extract(tool, folder, tmp_path / "store", "--method", "edge_boxes", "--resize", "150")
+    assert store.meta["method"] == "edge_boxes"
+    assert store.meta["parameters"]["max_side"] == 150
+    assert store.meta["seed"] is None
+    assert list(store.skipped) == ["a/broken.jpg"]
+    for key in store.keys:
+        boxes, scores = EdgeBoxSearch(max_side=150).boxes(read_image(folder / key))
+        assert len(boxes)
+        np.testing.assert_array_equal(store[key].boxes, boxes)
+        np.testing.assert_array_equal(store[key].scores, scores)
+
+
 def test_a_gpu_changes_nothing(tool, folder, tmp_path, monkeypatch) -> None:
     """Of what the tool does around the search, whose own tests are elsewhere."""
     one = extract(tool, folder, tmp_path / "one", "--mode", "single")
@@ -190,6 +204,10 @@ def test_a_bad_sample_can_be_an_error(tool, folder, tmp_path) -> None:
         ("--sigma", "0"),
         ("--base-k", "-3"),
         ("--recipe", "none"),
+        ("--edge-model", "model.yml"),
+        ("--method", "edge_boxes", "--mode", "fast"),
+        ("--method", "edge_boxes", "--resize", "5x5"),
+        ("--method", "edge_boxes", "--edge-model", "nothing.yml"),
     ],
 )
 def test_options_that_are_not_possible(tool, folder, tmp_path, options, capsys) -> None:
