@@ -143,9 +143,16 @@ def head_classes_of(state: Mapping[str, Any]) -> list[str] | None:
     return _names(state, "head_classes") or class_names_of(state)
 
 
-def reinit_for_classes(state: Mapping[str, Any], class_names: Sequence[str]) -> tuple[str, ...]:
-    """`reinit` by predet's rule: the class head is kept if and only if it knows these classes."""
-    return () if head_classes_of(state) == list(class_names) else ("class_head",)
+def reinit_for_classes(
+    state: Mapping[str, Any], class_names: Sequence[str], model: nn.Module
+) -> tuple[str, ...]:
+    """`reinit` by predet's rule: the class head is kept if and only if it knows these classes.
+
+    What of a detector depends on its classes is `class_layers`, dotted names, or its `class_head`.
+    """
+    detector = getattr(model, "detector", model)
+    fresh = tuple(getattr(detector, "class_layers", ("class_head",)))
+    return () if head_classes_of(state) == list(class_names) else fresh
 
 
 def _names(state: Mapping[str, Any], key: str) -> list[str] | None:

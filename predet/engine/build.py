@@ -107,7 +107,7 @@ def load_initial_weights(
     state = read_checkpoint(settings.init_checkpoint)
     reinit = settings.reinit
     if reinit == AUTO_REINIT:
-        reinit = reinit_for_classes(state, class_names)
+        reinit = reinit_for_classes(state, class_names, model)
     elif head_classes_of(state) not in (None, list(class_names)):
         logger.warning(
             "the class head of the checkpoint knows %s, the data has %s; train.reinit is %s",

@@ -154,7 +154,7 @@ def test_files_pretrained_without_classes_lose_their_class_head(config: str, sib
     assert sibling in found.left_out
     assert not any(name.startswith("class_head") for name in found.weights)
     model = small_model(config, num_classes=3)
-    reinit = reinit_for_classes({"provenance": {}}, ["a", "b", "c"])
+    reinit = reinit_for_classes({"provenance": {}}, ["a", "b", "c"], model)
     report = load_detector(model, {"model": found.weights}, reinit=reinit)
     assert set(report.reinitialised) == {"class_head.weight", "class_head.bias"}
 

@@ -239,11 +239,17 @@ def test_weights_are_found_or_the_keys_are_named() -> None:
 def test_class_head_is_kept_if_and_only_if_names_agree() -> None:
     state = {"provenance": {"class_names": ["a", "b"]}}
     assert class_names_of(state) == ["a", "b"]
-    assert reinit_for_classes(state, ("a", "b")) == ()
-    assert reinit_for_classes(state, ("b", "a")) == ("class_head",)
-    assert reinit_for_classes({}, ("a", "b")) == ("class_head",)
+    model = nn.Module()
+    assert reinit_for_classes(state, ("a", "b"), model) == ()
+    assert reinit_for_classes(state, ("b", "a"), model) == ("class_head",)
+    assert reinit_for_classes({}, ("a", "b"), model) == ("class_head",)
     pretrained = {"provenance": {"class_names": ["a", "b"], "head_classes": ["object"]}}
     assert class_names_of(pretrained) == ["a", "b"]
-    assert reinit_for_classes(pretrained, ("a", "b")) == ("class_head",)
+    assert reinit_for_classes(pretrained, ("a", "b"), model) == ("class_head",)
+    method = nn.Module()
+    method.detector = model
+    model.class_layers = ("head.last", "head.boxes")
+    assert reinit_for_classes(state, ("b", "a"), method) == ("head.last", "head.boxes")
+    assert reinit_for_classes(state, ("a", "b"), method) == ()
     assert class_names_of({"provenance": {"class_names": '["a", "b"]'}}) == ["a", "b"]
     assert class_names_of({"model": {}}) is None

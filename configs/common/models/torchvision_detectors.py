@@ -1,0 +1,69 @@
+"""torchvision's detectors with a ResNet-50: pyramid, heads and thresholds of torchvision.
+
+The recipes of torchvision and of the papers freeze the stem and the first stage, and every batch
+normalisation, of a backbone with ImageNet weights.
+"""
+
+from predet.d2 import LazyCall as L
+from predet.modeling.backbone import ResNet
+from predet.projects.torchvision_detectors import FCOS, FasterRCNN, MaskRCNN, RetinaNet
+
+_fine = L(ResNet)(
+    depth=50, weights="torchvision", norm="frozen_bn", freeze_at=2, out_stages=[2, 3, 4, 5]
+)
+_coarse = L(ResNet)(
+    depth=50, weights="torchvision", norm="frozen_bn", freeze_at=2, out_stages=[3, 4, 5]
+)
+
+retinanet = L(RetinaNet)(
+    backbone=_coarse,
+    num_classes="${data.num_classes}",
+    neck_channels=256,
+    neck_norm=None,
+    anchor_scale=4.0,
+    score_threshold=0.05,
+    nms_threshold=0.5,
+    detections_per_image=100,
+)
+
+fcos = L(FCOS)(
+    backbone=_coarse,
+    num_classes="${data.num_classes}",
+    neck_channels=256,
+    neck_norm=None,
+    # torchvision has 0.2; AP counts what is less certain, too, and the paper has 0.05.
+    score_threshold=0.05,
+    nms_threshold=0.6,
+    detections_per_image=100,
+)
+
+faster_rcnn = L(FasterRCNN)(
+    backbone=_fine,
+    num_classes="${data.num_classes}",
+    neck_channels=256,
+    neck_norm=None,
+    anchor_scale=8.0,
+    head_convolutions=0,
+    representation_size=1024,
+    proposals_train=2000,
+    proposals_test=1000,
+    score_threshold=0.05,
+    nms_threshold=0.5,
+    detections_per_image=100,
+)
+
+mask_rcnn = L(MaskRCNN)(
+    backbone=_fine,
+    num_classes="${data.num_classes}",
+    neck_channels=256,
+    neck_norm=None,
+    anchor_scale=8.0,
+    head_convolutions=0,
+    representation_size=1024,
+    proposals_train=2000,
+    proposals_test=1000,
+    score_threshold=0.05,
+    nms_threshold=0.5,
+    detections_per_image=100,
+    mask_threshold=None,  # predet's data has no masks to train them
+)

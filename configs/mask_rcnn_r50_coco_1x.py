@@ -1,0 +1,14 @@
+"""Mask R-CNN of torchvision with a ResNet-50 on COCO, the usual 12 epochs.
+
+Run: tools/lazyconfig_train_net.py --num-gpus 8 --config-file configs/mask_rcnn_r50_coco_1x.py
+Fine-tune: the same with train.init_checkpoint=PRETRAINED train.reinit=[last-layers]; AlignDet
+    with optimizer.lr=0.03 optimizer.weight_decay=5e-5
+
+The data has no masks: its boxes are trained alone.
+Published: 37.9 AP of boxes with masks (torchvision, 26 epochs). Not trained by us yet.
+"""
+
+from .common.models.torchvision_detectors import mask_rcnn as model
+from .common.torchvision_1x import data, dataloader, lr_multiplier, optimizer, train
+
+train.output_dir = "output/mask_rcnn_r50_coco_1x"

@@ -1,0 +1,20 @@
+"""FCOS of torchvision for 128-pixel images on a CPU, nothing downloaded.
+
+ResNet-18 from random weights with GroupNorm, a pyramid of 64 channels.
+
+Run: tools/lazyconfig_train_net.py --config-file configs/tiny/fcos.py --num-gpus 0 \\
+    data.train.source=SCENES data.test.source=SCENES
+"""
+
+from ..common.models.torchvision_detectors import fcos as model
+from .deformable_detr import data, dataloader, lr_multiplier, optimizer, train
+
+model.backbone.depth = 18
+model.backbone.weights = None
+model.backbone.norm = "gn"
+model.backbone.freeze_at = 0
+model.neck_channels = 64
+
+optimizer.params.lr_factors = {}
+train.output_dir = "output/tiny/fcos"
+train.clip_grad_norm = 10.0
