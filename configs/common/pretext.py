@@ -1,0 +1,106 @@
+"""Data of unsupervised pre-training: images alone, a box source, patches, augmentation.
+
+Users set `data.unlabeled` (the images), `data.boxes.num` (boxes of an image) and, for sources that
+read a store, `data.store`. A recipe takes `data` and `dataloader` from here, whose boxes are those
+of `selective_search`, and may put another source into `dataloader.train.mapper.boxes`:
+
+    dataloader.train.mapper.boxes = stored_regions     # or random_patches, edge_boxes, ...
+    dataloader.train.mapper.boxes.pick = importance    # or top_k, random_k
+    dataloader.train.mapper.patches = None             # if nobody looks at them
+
+For boxes that belong to the data set the data set changes too: `dataloader.train.dataset =
+annotated`, `of_a_store` or `of_other_images`, with `boxes = dataset_boxes`.
+"""
+
+from predet.d2 import LazyCall as L
+from predet.data.augmentation import DETRAugmentation
+from predet.data.box_picks import ImportanceSampling, RandomK, TopK
+from predet.data.box_sources import AnnotatedBoxes, RandomPatches, SelectiveSearchRegions
+from predet.data.edge_boxes import EdgeBoxes, EdgeBoxSearch
+from predet.data.pretext_mapper import PatchMaker, PretextMapper
+from predet.data.pseudo_labels import pseudo_labelled
+from predet.data.region_search import RegionSearch
+from predet.data.sources import load_images, without_annotations
+from predet.data.stored_boxes import StoredBoxes, StoredRegions
+from predet.data.views import ColorJitter, RandomBlur
+
+from .data import data, dataloader
+
+data.unlabeled = dict(
+    source="datasets/unlabeled",
+    split=None,
+    image_root=None,
+    format=None,  # detected
+    folders=None,  # or only images in these: names, or a file of them (ImageNet-100)
+)
+data.store = "output/proposals"
+data.boxes = dict(num=30)  # of an image
+data.patches = dict(size=128)  # pixels of their sides
+del data.train
+
+top_k = L(TopK)(k="${data.boxes.num}")
+random_k = L(RandomK)(k="${data.boxes.num}")
+importance = L(ImportanceSampling)(k="${data.boxes.num}")
+
+# DETReg's own search; tools/extract_proposals.py --recipe detreg makes a store by it.
+search = L(RegionSearch)(mode="fast", resize="128x128", channel_order="bgr")
+selective_search = L(SelectiveSearchRegions)(search=search, pick=top_k)
+stored_regions = L(StoredRegions)(store="${data.store}", search=search, pick=top_k)
+stored_boxes = L(StoredBoxes)(store="${data.store}", pick=top_k)
+edge_boxes = L(EdgeBoxes)(search=L(EdgeBoxSearch)(), pick=top_k)
+random_patches = L(RandomPatches)(num_patches="${data.boxes.num}")
+dataset_boxes = L(AnnotatedBoxes)()
+
+annotated = L(load_images)(
+    source="${data.unlabeled.source}",
+    split="${data.unlabeled.split}",
+    image_root="${data.unlabeled.image_root}",
+    format="${data.unlabeled.format}",
+    folders="${data.unlabeled.folders}",
+)
+of_a_store = L(pseudo_labelled)(
+    dataset=annotated,
+    store="${data.store}",
+    top_k="${data.boxes.num}",
+    score_threshold="auto",
+    shuffle_seed=None,
+)
+# The control of DETReg's Table 5: every image has the boxes of another one.
+of_other_images = L(pseudo_labelled)(
+    dataset=annotated,
+    store="${data.store}",
+    top_k="${data.boxes.num}",
+    score_threshold="auto",
+    shuffle_seed="${train.seed}",
+)
+
+# Colours and blur of UP-DETR's code, which DETReg's took over.
+patches = L(PatchMaker)(
+    size="${data.patches.size}",
+    photometric=[
+        L(ColorJitter)(
+            brightness=0.4,
+            contrast=0.4,
+            saturation=0.4,
+            hue=0.1,
+            probability=0.8,
+            gray_probability=0.2,
+        ),
+        L(RandomBlur)(sigma=[0.1, 2.0], probability=0.5),
+    ],
+)
+
+dataloader.train.dataset = L(without_annotations)(dataset=annotated)
+dataloader.train.mapper = L(PretextMapper)(
+    # DETReg's, as its code has it: there is no 384.
+    augmentation=L(DETRAugmentation)(
+        short_sides=[320, 336, 352, 368, 400, 416, 432, 448, 464, 480],
+        max_size=600,
+        crop_short_sides=[400, 500, 600],
+        crop_size=[384, 600],
+        flip_probability=0.5,
+    ),
+    boxes=selective_search,
+    patches=patches,
+)
+dataloader.train.total_batch_size = 192
