@@ -1,13 +1,20 @@
 #!/usr/bin/env python
-"""Look into a box store, or move boxes between stores and COCO JSON.
+"""Look into a box store, filter its boxes, or move boxes between stores and COCO JSON.
 
     tools/box_store.py show STORE [--key train/0001.jpg]
     tools/box_store.py import boxes.json --output STORE [--images DATASET --split S]
     tools/box_store.py export STORE --output boxes.json [--results --images DATASET --split S]
+    tools/box_store.py filter STORE --output NEW --recipe soco --nms 0.5 --first 50
+    tools/box_store.py filter STORE --output NEW --min-size 16 --aspect 4 --relative 0.02 0.9
 
-`import` takes full COCO files (EdgeBoxes, MaskCut, CutLER, other detectors) and lists of results; a
-list of results needs --images, the data set that it belongs to. With --images the names in a full
-file are found in that data set. `export --results` writes a list of results with its image ids.
+`import` takes full COCO files (EdgeBoxes, MaskCut, CutLER, AlignDet's proposals, other detectors)
+and lists of results; a list needs --images, the data set that it belongs to. With --images the
+names in a full file are found in that data set. `export --results` writes a list of results with
+its image ids.
+
+`filter` makes a new store of what the filters leave: sides, aspect ratio and relative size, then
+non-maximum suppression, then the first K. --recipe soco is AlignDet's "ratio3size0008": 32 pixels,
+1/3 to 3, up to 0.8, and less of it for images that nothing is left of.
 """
 
 from __future__ import annotations
@@ -19,6 +26,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from predet.data.box_filters import (
+    AspectRatio,
+    BoxFilter,
+    FirstK,
+    MinSize,
+    NonMaximum,
+    RelativeSize,
+    filter_store,
+    soco_filter,
+)
 from predet.data.box_store import BoxStore
 from predet.data.box_store_coco import export_coco, import_coco
 from predet.data.dataset import DetectionDataset
@@ -77,6 +94,35 @@ def bring_in(args: argparse.Namespace) -> None:
     print(f"{store.path}: {counts['images']} images, {counts['boxes']} boxes")
 
 
+def filter_boxes(args: argparse.Namespace) -> None:
+    """Make a new store of the boxes that filters leave."""
+    store = filter_store(args.store, args.output, filters=filters_of(args))
+    counts = store.meta["counts"]
+    print(
+        f"{store.path}: {counts['images']} images, {counts['boxes']} boxes, "
+        f"{counts['images_without_boxes']} images without boxes"
+    )
+
+
+def filters_of(args: argparse.Namespace) -> list[BoxFilter]:
+    """What the options ask for, in the order in which it is done."""
+    by_shape = (args.min_size, args.aspect, args.relative)
+    if args.recipe is not None and by_shape != (None, None, None):
+        raise ValueError("--recipe stands in for --min-size, --aspect and --relative")
+    filters: list[BoxFilter] = [] if args.recipe is None else [soco_filter()]
+    if args.min_size is not None:
+        filters.append(MinSize(pixels=args.min_size))
+    if args.aspect is not None:
+        filters.append(AspectRatio(limit=args.aspect))
+    if args.relative is not None:
+        filters.append(RelativeSize(low=args.relative[0], high=args.relative[1]))
+    if args.nms is not None:
+        filters.append(NonMaximum(iou=args.nms))
+    if args.first is not None:
+        filters.append(FirstK(k=args.first))
+    return filters
+
+
 def write_out(args: argparse.Namespace) -> None:
     """Write the boxes of a store as COCO JSON."""
     store = BoxStore(args.store)
@@ -100,7 +146,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(required=True, metavar="show|import|export")
+    commands = parser.add_subparsers(required=True, metavar="show|import|export|filter")
 
     sub = commands.add_parser("show", help=show.__doc__)
     sub.set_defaults(run=show)
@@ -120,6 +166,19 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--output", required=True, metavar="JSON")
     sub.add_argument("--results", action="store_true", help="a bare list of results")
     _add_images(sub)
+
+    sub = commands.add_parser("filter", help=filter_boxes.__doc__)
+    sub.set_defaults(run=filter_boxes)
+    sub.add_argument("store")
+    sub.add_argument("--output", required=True, metavar="STORE")
+    sub.add_argument("--recipe", choices=("soco",), help="sizes and shapes as AlignDet has them")
+    sub.add_argument("--min-size", type=float, metavar="PIXELS", help="of both sides")
+    sub.add_argument("--aspect", type=float, metavar="R", help="width / height in [1/R, R]")
+    sub.add_argument(
+        "--relative", type=float, nargs=2, metavar=("LOW", "HIGH"), help="root of box / image area"
+    )
+    sub.add_argument("--nms", type=float, metavar="IOU", help="drop what overlaps an earlier box")
+    sub.add_argument("--first", type=int, metavar="K", help="keep so many")
     return parser
 
 

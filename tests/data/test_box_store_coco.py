@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from predet.data.box_filters import FirstK, filter_store
 from predet.data.box_store import BoxStore
 from predet.data.box_store_coco import export_coco, import_coco
 from predet.data.dataset import DetectionDataset
@@ -210,3 +211,29 @@ def test_a_list_of_results_needs_sizes(tmp_path: Path) -> None:
     dataset = make_dataset(["a/1.jpg", "b/1.jpg", "b/2.jpg"], known=False)
     with pytest.raises(ValueError, match="sizes of 3 images of photos are not known"):
         import_coco(source, tmp_path / "store", dataset=dataset)
+
+
+def test_published_proposals_of_aligndet_keep_their_order(tmp_path: Path) -> None:
+    """One class, no scores, ids of their own: the first boxes of the file stay the first."""
+    boxes = [[10, 10, 40, 30], [0, 0, 90, 80], [5, 6, 33, 44], [50, 20, 20, 20]]
+    content = {
+        "images": [
+            {"id": 9, "file_name": "000000000009.jpg", "height": 100, "width": 120},
+            {"id": 25, "file_name": "000000000025.jpg", "height": 80, "width": 60},
+        ],
+        "annotations": [
+            {"id": i, "image_id": 9, "category_id": 1, "bbox": box, "iscrowd": 0, "area": 1}
+            for i, box in enumerate(boxes)
+        ],
+        "categories": [{"id": 1, "name": "selective_search", "supercategory": "object"}],
+    }
+    path = tmp_path / "train2017_ratio3size0008@0.5.json"
+    path.write_text(json.dumps(content))
+    store = import_coco(path, tmp_path / "store", method="selective_search-soco")
+    assert store.class_names == ("selective_search",)
+    row = store["000000000009.jpg"]
+    corners = [[x, y, x + w, y + h] for x, y, w, h in boxes]
+    assert row.boxes.tolist() == corners
+    assert len(store["000000000025.jpg"].boxes) == 0
+    first = filter_store(store, tmp_path / "first", filters=[FirstK(k=2)])
+    assert first["000000000009.jpg"].boxes.tolist() == corners[:2]

@@ -48,3 +48,25 @@ def test_errors_are_one_line(tool: ModuleType, tmp_path: Path) -> None:
     tool.main(["import", str(truth), "--output", str(tmp_path / "store")])
     with pytest.raises(SystemExit, match=r"error: box store .* holds no image 'x\.png'"):
         tool.main(["show", str(tmp_path / "store"), "--key", "x.png"])
+
+
+def test_filter_makes_a_new_store(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = make_scenes(tmp_path / "scenes", num_images=4, image_size=64, num_classes=3, seed=0)
+    store, new = str(tmp_path / "store"), str(tmp_path / "new")
+    tool.main(["import", str(truth), "--output", store])
+    tool.main(
+        ["filter", store, "--output", new, "--min-size", "12", "--nms", "0.5", "--first", "2"]
+    )
+    assert f"{new}: 4 images" in capsys.readouterr().out
+    names = [next(iter(one)) for one in BoxStore(new).meta["parameters"]["filters"]]
+    assert names == ["MinSize", "NonMaximum", "FirstK"]
+    for row in BoxStore(new):
+        assert len(row.boxes) <= 2
+        assert (row.boxes[:, 2:] - row.boxes[:, :2] >= 12).all()
+    with pytest.raises(SystemExit, match="error: there is nothing to filter by"):
+        tool.main(["filter", store, "--output", str(tmp_path / "x")])
+    options = ["--recipe", "soco", "--aspect", "2"]
+    with pytest.raises(SystemExit, match="error: --recipe stands in for"):
+        tool.main(["filter", store, "--output", str(tmp_path / "x"), *options])
