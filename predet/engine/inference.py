@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
-from predet.checkpoint import class_names_of, load_detector
+from predet.checkpoint import class_names_of, load_detector, weights_of
 from predet.d2 import instantiate
+from predet.engine.distributed import seed_all
 
 logger = logging.getLogger(__name__)
 
@@ -34,15 +35,50 @@ def load_trained(cfg: DictConfig, state: Mapping[str, Any], device: torch.device
     Raises:
         ValueError: the classes are not known, or a tensor does not fit.
     """
-    names = trained_classes(cfg, state)
+    model = _untrained(cfg, trained_classes(cfg, state))
+    load_detector(model, state)
+    return getattr(model, "detector", model).to(device).eval()
+
+
+def load_method(
+    cfg: DictConfig, state: Mapping[str, Any], device: torch.device
+) -> tuple[nn.Module, nn.Module]:
+    """The whole pre-training architecture, its own parts beside the detector among it.
+
+    Arguments as of `load_trained`.
+
+    Returns:
+        The model with the weights of the checkpoint; and one of the initial weights of the config's
+        seed, but for its backbone, which is that of the checkpoint. Both in evaluation mode.
+
+    Raises:
+        ValueError: the config's model is no such architecture, the classes are not known, or the
+            names or shapes of tensors differ.
+    """
+    names = class_names_of(state) or trained_classes(cfg, state)
+    models = []
+    for _ in range(2):
+        seed_all(OmegaConf.select(cfg, "train.seed", default=0))
+        models.append(_untrained(cfg, names).to(device).eval())
+    weights, _ = weights_of(state)
+    if not hasattr(models[0], "detector"):
+        raise ValueError(f"{type(models[0]).__name__} is a model by itself: it pre-trains none")
+    try:
+        models[0].load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint is not one of this config's model: {error}") from error
+    trained, untrained = models
+    untrained.detector.backbone.load_state_dict(trained.detector.backbone.state_dict())
+    return trained, untrained
+
+
+def _untrained(cfg: DictConfig, names: Sequence[str]) -> nn.Module:
     cfg = without_backbone_weights(cfg)
     with open_dict(cfg):
         cfg.data = OmegaConf.merge(
             cfg.get("data") or {}, {"num_classes": len(names), "class_names": list(names)}
         )
-    model = instantiate(cfg.model)
-    load_detector(model, state)
-    return getattr(model, "detector", model).to(device).eval()
+    return instantiate(cfg.model)
 
 
 def without_backbone_weights(cfg: DictConfig) -> DictConfig:

@@ -1,6 +1,24 @@
 """UP-DETR: a detector learns to find random patches of an image in that image."""
 
-from predet.projects.up_detr.localization import Localization, localization, mean_boxes, swapped
+from predet.projects.up_detr.localization import (
+    Controls,
+    Localization,
+    draw_patches,
+    localization,
+    mean_boxes,
+    swapped,
+    with_controls,
+)
 from predet.projects.up_detr.modeling import UPDETR, Found
 
-__all__ = ["UPDETR", "Found", "Localization", "localization", "mean_boxes", "swapped"]
+__all__ = [
+    "UPDETR",
+    "Controls",
+    "Found",
+    "Localization",
+    "draw_patches",
+    "localization",
+    "mean_boxes",
+    "swapped",
+    "with_controls",
+]

@@ -9,12 +9,17 @@ Legend: P patches of an image, all images of a data set one after the other: T.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from predet.data.dataset import DetectionDataset
+from predet.data.images import BadSampleError
+from predet.data.pretext_mapper import PretextMapper
 from predet.ops.boxes import box_iou
 from predet.projects.up_detr.modeling import UPDETR
 
@@ -34,6 +39,66 @@ class Localization(NamedTuple):
             "found": (self.iou >= 0.5).double().mean().item(),
             "score": self.scores.mean().item(),
         }
+
+
+class Controls(NamedTuple):
+    """A model beside what it has to beat, on the same patches."""
+
+    own: Localization  # patches of the image itself
+    swapped: Localization  # patches of another image
+    untrained: Localization  # the model before training
+    mean_box: Localization  # one box for all patches
+
+
+def with_controls(
+    model: UPDETR, untrained: UPDETR, batches: Callable[[], Iterable[Batch]]
+) -> Controls:
+    """Measure a model and its controls.
+
+    Args:
+        model: trained, in evaluation mode.
+        untrained: the same model before training, in evaluation mode.
+        batches: gives the same batches each time that it is called.
+    """
+    return Controls(
+        localization(model, batches()),
+        localization(model, batches(), swap=True),
+        localization(untrained, batches()),
+        mean_boxes(batches()),
+    )
+
+
+def draw_patches(
+    dataset: DetectionDataset,
+    mapper: PretextMapper,
+    *,
+    seed: int,
+    num_images: int | None = None,
+    batch_size: int = 16,
+) -> Iterator[list[dict[str, Any]]]:
+    """Images of a data set with patches that depend on `seed` and the image alone.
+
+    A last image by itself joins the batch before it, so that patches can be swapped. Images that
+    cannot be read or are too small are left out.
+
+    Args:
+        dataset: held-out images.
+        mapper: with a `PatchMaker`.
+        seed: of the patches, and of the images if not all are taken.
+        num_images: how many images; None takes all.
+        batch_size: images of a batch.
+    """
+    chosen = np.random.default_rng(seed).permutation(len(dataset))[:num_images]
+    samples = []
+    for index in sorted(chosen.tolist()):
+        record = dataset[index]
+        with contextlib.suppress(BadSampleError):
+            samples.append(mapper(record, np.random.default_rng([seed, record.image_id])))
+        if len(samples) > batch_size + 1:
+            yield samples[:batch_size]
+            samples = samples[batch_size:]
+    if samples:
+        yield samples
 
 
 def localization(model: UPDETR, batches: Iterable[Batch], *, swap: bool = False) -> Localization:

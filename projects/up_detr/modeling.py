@@ -9,7 +9,6 @@ are added to the content of the queries.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -26,8 +25,6 @@ from predet.pretext.group_matching import match_in_groups, members_of_groups
 from predet.pretext.patch_queries import Masked, Part, PatchQueries, group_of_query
 from predet.pretext.pretraining import Pretraining, collect_patches
 from predet.pretext.semantic_targets import Batch, SemanticTarget
-
-logger = logging.getLogger(__name__)
 
 MATCHING = ("all", "group")
 
@@ -103,7 +100,6 @@ class UPDETR(Pretraining):
         group_of_query(detector.num_queries, num_patches)  # or an error
         if detector.criterion.classification == "softmax":
             detector.criterion.no_object_weight = num_patches / detector.num_queries
-        self.num_seen = self.num_padded = 0  # images in training; those with fewer than M patches
 
     @property
     def num_features(self) -> int:
@@ -115,11 +111,8 @@ class UPDETR(Pretraining):
         return self._encode(collect_patches(batch, self.device))
 
     def condition(self, batch: Batch, features: Tensor) -> Condition:
-        """Patch i of an image on the queries of group i."""
-        counts = [len(sample["patches"]) for sample in batch]
-        if self.training:
-            self._count(counts)
-        return self.patch_queries(features, counts)
+        """Patch i of an image on the queries of group i; fewer than M leave groups without any."""
+        return self.patch_queries(features, [len(sample["patches"]) for sample in batch])
 
     def match(self, output: DetectorOutput, targets: Targets) -> Matches:
         """Over all queries of an image, or within the groups."""
@@ -168,18 +161,3 @@ class UPDETR(Pretraining):
         if self.detector.criterion.classification == "softmax":
             return logits.float().softmax(dim=-1)[..., 0]
         return logits.float()[..., 0].sigmoid()
-
-    def _count(self, counts: Sequence[int]) -> None:
-        before = self.num_padded
-        wanted = self.patch_queries.num_patches
-        self.num_seen += len(counts)
-        self.num_padded += sum(count < wanted for count in counts)
-        # Said again each time that there are ten times as many.
-        if len(str(self.num_padded)) > len(str(before)) or before == 0 < self.num_padded:
-            logger.warning(
-                "%d of %d images so far had fewer than the %d patches asked for: the groups of "
-                "queries that are left over look for nothing",
-                self.num_padded,
-                self.num_seen,
-                wanted,
-            )

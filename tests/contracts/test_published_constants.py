@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from predet.d2 import instantiate
-from predet.data.augmentation import DETRAugmentation
+from predet.data.augmentation import DETRAugmentation, ResizeShortSide
 from predet.engine.config import load_config
 from predet.pretext.feature_target import MeanAbsolute
 from predet.pretext.region_encoder import RegionEncoder
@@ -127,6 +127,13 @@ SCHEDULES = {
     "selftrain_h_deformable_swin_l_o365": (O365, 16, 5, 4, 2e-4, OFFSETS),
     "selftrain_h_deformable_r50_o365": (O365, 16, 5, 4, 2e-4, OFFSETS),
     "h_deformable_detr_swin_l_900q_coco_36ep": (COCO, 16, 36, 30, 2e-4, TWO_STAGE),
+    "updetr_in1k": (IN1K, 32 * 8, 60, 40, 1e-4, {}),
+    "updetr_finetune_coco_150ep": (COCO, 16, 150, 100, 1e-4, {"backbone": 0.5}),
+    "updetr_finetune_coco_300ep": (COCO, 16, 300, 200, 1e-4, {"backbone": 0.5}),
+    "updetr_finetune_voc_150ep": (VOC, 16, 150, 100, 1e-4, {"backbone": 0.5}),
+    "updetr_finetune_voc_300ep": (VOC, 16, 300, 200, 1e-4, {"backbone": 0.5}),
+    "align_det_finetune_detr_r50_coco_150ep": (COCO, 16, 150, 100, 1e-4, BACKBONE),
+    "align_det_finetune_deformable_detr_r50_coco_50ep": (COCO, 32, 50, 40, 2e-4, ONE_STAGE),
     "detreg_in100": (IN100, 24 * 8, 50, 40, 2e-4, FROZEN),
     "detreg_in1k": (IN1K, 24 * 8, 5, None, 2e-4, FROZEN),
     "detreg_coco": (COCO, 24 * 8, 50, 40, 2e-4, FROZEN),
@@ -176,6 +183,8 @@ def test_schedules(name: str) -> None:
     assert "no_weight_decay" not in cfg.optimizer.params
     assert cfg.train.clip_grad_norm == 0.1
     assert cfg.train.output_dir == f"output/{name}"
+    if name == "updetr_in1k":
+        return  # images of its own: test_updetr
     if cfg.dataloader.test is not None:
         resize = cfg.dataloader.test.mapper.augmentation
         assert (resize.short_sides, resize.max_size) == ([800], 1333)
@@ -215,6 +224,44 @@ def test_voc_recipes_are_those_of_coco_on_other_data(name: str) -> None:
     assert cfg.optimizer == other.optimizer
     assert cfg.data.train.source == cfg.data.test.source == "datasets/voc0712"
     assert (cfg.data.train.split, cfg.data.test.split) == ("trainval", "test")
+
+
+UPDETR = {
+    "num_patches": 10,
+    "add_to": "position",
+    "shuffle": False,
+    "mask": "queries",
+    "mask_probability": 0.1,
+    "reconstruction_weight": 1,
+    "matching": "all",
+}
+
+
+def test_updetr() -> None:
+    cfg = load_config(CONFIGS / "updetr_in1k.py", [])
+    for key, expected in UPDETR.items():
+        assert value_at(cfg.model, key) == expected, key
+    for key, expected in DETR_MODEL.items():
+        assert value_at(cfg.model.detector, key) == expected, key
+    assert cfg.model.detector.transformer.pre_norm
+    assert "swav" in cfg.model.detector.backbone.weights
+    # M / N of equation 1 is the constant of the code.
+    assert cfg.model.num_patches / cfg.model.detector.num_queries == 0.1
+    for part, sides in (
+        ("train", [320, 336, 352, 368, 400, 416, 432, 448, 464, 480]),
+        ("test", [480]),
+    ):
+        mapper = cfg.dataloader[part].mapper
+        assert mapper.augmentation._target_ is ResizeShortSide  # not mirrored, not cropped
+        assert (mapper.augmentation.short_sides, mapper.augmentation.max_size) == (sides, 600)
+        boxes = instantiate(mapper.boxes)
+        assert (boxes.num_patches, boxes.min_side) == (10, 8)
+        assert mapper.patches.size == 128
+    patches = cfg.dataloader.train.mapper.patches
+    jitter, blur = (instantiate(part) for part in patches.photometric)
+    assert (jitter.factors, jitter.hue) == ((0.4, 0.4, 0.4), 0.1)
+    assert (jitter.probability, jitter.gray_probability) == (0.8, 0.2)
+    assert (blur.sigma, blur.probability) == ((0.1, 2.0), 0.5)
 
 
 DETREG = {
@@ -263,8 +310,8 @@ def test_detreg(name: str) -> None:
     assert (blur.sigma, blur.probability) == ((0.1, 2.0), 0.5)
 
 
-@pytest.mark.parametrize("name", [n for n in SCHEDULES if n.startswith("detreg_finetune")])
-def test_detreg_is_fine_tuned_with_all_but_the_class_head(name: str) -> None:
+@pytest.mark.parametrize("name", [n for n in SCHEDULES if re.match("(detreg|updetr)_finetune", n)])
+def test_a_method_is_fine_tuned_with_all_but_the_class_head(name: str) -> None:
     cfg = load_config(CONFIGS / f"{name}.py", [])
     start = load_config(CONFIGS / f"{Path(cfg.train.init_checkpoint).parts[1]}.py", [])
     assert cfg.train.reinit == ["class_head"]

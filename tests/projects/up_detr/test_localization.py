@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
 from predet.d2 import Boxes, Instances
+from predet.data.augmentation import ResizeShortSide
+from predet.data.box_sources import RandomPatches
+from predet.data.pretext_mapper import PatchMaker, PretextMapper
+from predet.data.scenes import make_scenes
+from predet.data.sources import load_images, without_annotations
 from predet.modeling.outputs import DetectorOutput
-from predet.projects.up_detr import Found, localization, mean_boxes, swapped
+from predet.projects.up_detr import (
+    Found,
+    draw_patches,
+    localization,
+    mean_boxes,
+    swapped,
+    with_controls,
+)
 
 
 def sample(boxes: list[list[float]], size=(100, 200), patch: int = 0) -> dict:
@@ -72,6 +86,40 @@ def test_the_mean_box_is_a_part_of_every_image():
     first = 0.25 * 0.75 / (0.5 + 0.375 - 0.25 * 0.75)
     second = 0.25 * 0.5 / (0.25 + 0.375 - 0.25 * 0.5)
     torch.testing.assert_close(result.iou, torch.tensor([first, second]))
+
+
+def test_drawn_patches_depend_on_the_seed_and_the_image_alone(tmp_path):
+    make_scenes(tmp_path, num_images=7, image_size=64, num_classes=2, seed=0)
+    cv2.imwrite(str(tmp_path / "images/000003.png"), np.zeros((12, 12, 3), np.uint8))
+    dataset = without_annotations(load_images(tmp_path / "images"))
+    mapper = PretextMapper(
+        augmentation=ResizeShortSide(short_sides=[48], max_size=96),
+        boxes=RandomPatches(num_patches=3),
+        patches=PatchMaker(size=16),
+    )
+
+    def draw(seed: int, size: int) -> dict[str, torch.Tensor]:
+        batches = list(draw_patches(dataset, mapper, seed=seed, batch_size=size))
+        assert all(len(batch) > 1 for batch in batches)  # there is always another image
+        return {s["key"]: s["instances"].gt_boxes.tensor for batch in batches for s in batch}
+
+    first, again, other = draw(0, 5), draw(0, 2), draw(1, 5)
+    assert len(first) == 6  # one is too small for patches
+    assert first.keys() == again.keys() == other.keys()
+    assert all(first[key].equal(again[key]) for key in first)
+    assert not any(first[key].equal(other[key]) for key in first)
+    few = list(draw_patches(dataset, mapper, seed=0, num_images=2))
+    assert len(few[0]) <= 2
+
+
+def test_controls_are_measured_on_the_same_patches():
+    batch = [sample(BOXES[1], patch=1), sample(BOXES[2], patch=2)]
+    nowhere = Knows({n: [[0.0, 0, 1, 1]] * 2 for n in (1, 2)})
+    result = with_controls(Knows(BOXES), nowhere, lambda: [batch])
+    assert result.own.iou.tolist() == [1.0] * 4
+    assert result.swapped.iou.tolist() == [0.0] * 4
+    assert result.untrained.iou.max() < 0.02
+    assert torch.equal(result.mean_box.iou, mean_boxes([batch]).iou)
 
 
 @pytest.mark.parametrize("name", ["detr", "deformable"])

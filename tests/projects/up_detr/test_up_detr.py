@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
 
 import pytest
@@ -242,18 +241,6 @@ def test_only_the_detector_transfers(detector, updetr):
     other = detector("detr_pre_norm")
     load_detector(other, {"model": model.state_dict()})
     assert all(v.equal(model.detector.state_dict()[k]) for k, v in other.state_dict().items())
-
-
-def test_images_with_fewer_patches_are_counted_and_reported(detector, updetr, patch_batch, caplog):
-    model = updetr(detector("detr")).train()
-    with caplog.at_level(logging.WARNING):
-        model(patch_batch((4, 4)))
-        assert not caplog.records
-        model(patch_batch((4, 2)))
-        model(patch_batch((3, 0)))
-    assert (model.num_seen, model.num_padded) == (6, 3)
-    assert len(caplog.records) == 1
-    assert "1 of 4 images so far had fewer than the 4 patches" in caplog.text
 
 
 class TestErrors:

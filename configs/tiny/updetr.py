@@ -1,0 +1,25 @@
+"""UP-DETR on the tiny DETR: find patches of 128-pixel images, on a CPU, nothing downloaded.
+
+Run: tools/lazyconfig_train_net.py --config-file configs/tiny/updetr.py --num-gpus 0 \\
+    data.unlabeled.source=SCENES data.unlabeled.split=train data.test.split=test
+Then: tools/evaluate_patches.py --config-file configs/tiny/updetr.py --weights LAST ... and
+    tools/lazyconfig_train_net.py --config-file configs/tiny/detr.py train.reinit=auto \\
+        train.init_checkpoint=output/tiny/updetr/checkpoints/last.pth ...
+"""
+
+from ..common.up_detr import data, dataloader, pretrain
+from .detr import lr_multiplier, model, optimizer, train
+
+model = pretrain(model)
+
+data.unlabeled.source = "datasets/scenes"
+data.unlabeled.split, data.test.split = "train", "test"
+data.boxes.num, data.patches.size = 5, 64
+dataloader.train.mapper.augmentation.short_sides = [96, 104, 112, 120, 128]
+dataloader.train.mapper.augmentation.max_size = 160
+dataloader.train.total_batch_size = 8
+dataloader.train.num_workers = 1
+dataloader.test.mapper.augmentation.short_sides = [128]
+dataloader.test.mapper.augmentation.max_size = 160
+
+train.output_dir = "output/tiny/updetr"

@@ -1,0 +1,14 @@
+"""UP-DETR on the tiny one-stage Deformable DETR, on a CPU, nothing downloaded.
+
+Run: tools/lazyconfig_train_net.py --config-file configs/tiny/updetr_deformable.py --num-gpus 0 \\
+    data.unlabeled.source=SCENES data.unlabeled.split=train data.test.split=test
+"""
+
+from ..common.up_detr import pretrain
+from .deformable_detr_one_stage import lr_multiplier, model, optimizer, train
+from .updetr import data, dataloader
+
+model = pretrain(model)
+model.add_to = "content"
+
+train.output_dir = "output/tiny/updetr_deformable"

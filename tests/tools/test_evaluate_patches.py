@@ -1,0 +1,75 @@
+"""tools/evaluate_patches.py: rows and table of a model beside its controls; what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from predet.checkpoint import save_checkpoint
+from predet.d2 import instantiate
+from predet.data.scenes import make_scenes
+from predet.engine.config import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = ROOT / "tools/evaluate_patches.py"
+CONFIG = ROOT / "configs/tiny/updetr.py"
+SMALL = [
+    "model.detector.transformer.hidden_dim=32",
+    "model.detector.transformer.num_heads=4",
+    "model.detector.transformer.ffn_dim=32",
+    "model.detector.num_queries=7",
+    "data.boxes.num=3",
+    "data.patches.size=16",
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scenes, and a checkpoint of a model that was never trained."""
+    folder = tmp_path_factory.mktemp("patches")
+    make_scenes(folder / "scenes", num_images=5, image_size=64, num_classes=2, seed=0, split="test")
+    cfg = load_config(CONFIG, [*SMALL, "data.num_classes=1"])
+    torch.manual_seed(3)
+    model = instantiate(cfg.model)
+    provenance = {"class_names": ["object"]}
+    save_checkpoint(folder / "last.pth", {"model": model.state_dict(), "provenance": provenance})
+    return folder
+
+
+def arguments(place: Path, config: Path = CONFIG) -> list[str]:
+    return [
+        *("--config-file", str(config), "--weights", str(place / "last.pth")),
+        *("--seeds", "2", "--num-images", "4", f"data.test.source={place / 'scenes'}"),
+    ]
+
+
+def test_rows_and_table(
+    tool: ModuleType, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    output = tmp_path / "rows.jsonl"
+    command = [*arguments(place), "--output", str(output), *SMALL]
+    tool.main(command)
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["seed"] for row in rows] == [0, 1]
+    for row in rows:
+        assert row["patches"] == 4 * 3
+        assert {"own", "swapped", "untrained", "mean_box"} <= row.keys()
+        assert all(0 <= row[name]["iou"] <= 1 for name in ("own", "swapped", "untrained"))
+    assert rows[0]["mean_box"]["iou"] != rows[1]["mean_box"]["iou"]  # other patches
+    printed = capsys.readouterr().out
+    assert "one box for all patches" in printed
+    tool.main(command)
+    again = [json.loads(line) for line in output.read_text().splitlines()]
+    assert again[2:] == again[:2] == rows
+
+
+def test_what_is_refused(tool: ModuleType, place: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="not one of this config's model"):
+        tool.main([*arguments(place), *SMALL, "model.detector.num_queries=8"])
+    detector = ROOT / "configs/tiny/detr.py"
+    with pytest.raises(SystemExit, match="DETR is a model by itself"):
+        tool.main([*arguments(place, detector)])
