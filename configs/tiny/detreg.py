@@ -18,9 +18,8 @@ from .deformable_detr import lr_multiplier, model, optimizer, train
 model = pretrain(model)
 
 data.unlabeled.source = "datasets/scenes"
-data.patches.size = 64
+data.boxes.num, data.patches.size = 10, 64
 dataloader.train.mapper.augmentation = _labelled.train.mapper.augmentation
-dataloader.train.mapper.boxes.pick.k = 10
 dataloader.train.total_batch_size = 8
 dataloader.train.num_workers = 1
 
