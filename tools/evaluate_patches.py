@@ -28,7 +28,7 @@ from predet.engine.config import load_config
 from predet.engine.inference import load_method
 from predet.engine.log import setup_logging
 from predet.evaluation.statistics import t_interval
-from predet.projects.up_detr import draw_patches, with_controls
+from predet.projects.up_detr import cut_patches, with_controls
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HEADINGS = {
@@ -63,7 +63,7 @@ def evaluate(args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for seed in range(args.seeds):
         batches = functools.partial(
-            draw_patches, dataset, mapper, seed=seed, num_images=args.num_images
+            cut_patches, dataset, mapper, seed=seed, num_images=args.num_images
         )
         measured = with_controls(model, untrained, batches)
         rows.append(

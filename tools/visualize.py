@@ -6,6 +6,8 @@ tools/visualize.py detections --config-file C --weights [NAME=]FILE ... --output
     test set, or of --images and --split
 tools/visualize.py store --store STORE --images DIR [--split S] --output out.png
     the boxes of a box store: pseudo-labels, region proposals, imported boxes
+tools/visualize.py patches --config-file C --weights FILE --output out.png [key=value ...]
+    patches of held-out images and where a UP-DETR model found them (Figure 5 of UP-DETR)
 tools/visualize.py batch --config-file C --output out.png [key=value ...]
     what training sees: the first images of the train loader after augmentation, with targets
 tools/visualize.py curves [NAME=]RUN ... --output out.png
@@ -34,13 +36,16 @@ from predet.data.images import BadSampleError
 from predet.data.pseudo_labels import DEFAULT_TOP_K
 from predet.data.sampling import test_rng
 from predet.engine.config import load_config
-from predet.engine.inference import load_trained, trained_classes
+from predet.engine.inference import load_method, load_trained, trained_classes
 from predet.engine.log import setup_logging
+from predet.projects.up_detr import cut_patches
 from predet.visualize import (
     Panel,
+    PatchPicture,
     comparison,
     contact_sheet,
     draw_detections,
+    draw_patches,
     learning_curves,
     save_png,
 )
@@ -143,6 +148,46 @@ def store(args: argparse.Namespace) -> Path:
     )
 
 
+def patches(args: argparse.Namespace) -> Path:
+    """Patches of held-out images, where they were cut and where a UP-DETR model found them."""
+    cfg = load_config(args.config_file, args.opts)
+    model, _ = load_method(cfg, read_checkpoint(args.weights), DEVICE)
+    if not hasattr(model, "localize"):
+        raise ValueError(f"{args.config_file} has a {type(model).__name__}, which finds no patches")
+    dataset = instantiate(cfg.dataloader.test.dataset)
+    drawn = cut_patches(
+        dataset,
+        instantiate(cfg.dataloader.test.mapper),
+        seed=args.seed,
+        num_images=args.num_images,
+    )
+    pictures = [
+        PatchPicture(
+            _to_pixels(sample["image"]),
+            _to_pixels(sample["patches"]),
+            sample["instances"].gt_boxes.tensor.numpy(),
+            found.boxes.cpu().numpy(),
+            found.scores.cpu().numpy(),
+            sample["key"],
+        )
+        for samples in drawn
+        for sample, found in zip(samples, model.localize(samples), strict=True)
+    ]
+    return draw_patches(
+        args.output,
+        pictures,
+        score_threshold=args.score_threshold,
+        title=args.title,
+        columns=args.columns,
+        width=args.width,
+    )
+
+
+def _to_pixels(images: torch.Tensor) -> np.ndarray:
+    """(..., 3, H, W) uint8 -> (..., H, W, 3)."""
+    return images.movedim(-3, -1).contiguous().numpy()
+
+
 def batch(args: argparse.Namespace) -> Path:
     """The first images that training sees, augmented, with their targets; or all their views."""
     cfg = load_config(args.config_file, args.opts)
@@ -163,7 +208,7 @@ def batch(args: argparse.Namespace) -> Path:
 def _seen(sample: Mapping[str, Any]) -> Iterator[tuple[np.ndarray, Panel]]:
     """What training sees of a sample: the image with its targets, or its views, which have none."""
     for number, view in enumerate(sample.get("views", [sample]), start=1):
-        image = view["image"].permute(1, 2, 0).contiguous().numpy()
+        image = _to_pixels(view["image"])
         boxes, classes, what = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), f"view {number}"
         if "instances" in view:
             targets = view["instances"]
@@ -208,7 +253,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(required=True, metavar="detections|store|batch|curves")
+    commands = parser.add_subparsers(required=True, metavar="detections|store|patches|batch|curves")
 
     def command(name: str, draw: Any, columns: int | None) -> Any:
         sub = commands.add_parser(name, help=draw.__doc__)
@@ -246,6 +291,14 @@ def make_parser() -> argparse.ArgumentParser:
     add("--store", required=True, help="folder of the box store")
     add("--images", required=True, help="folder or data set that the store was made from")
     choice(add, threshold=None, default="the store's own choice")
+
+    add = command("patches", patches, columns=2)
+    add("--config-file", required=True, metavar="FILE", help="the config that pre-trained it")
+    add("--weights", required=True, metavar="FILE", help="its checkpoint, not converted or cut")
+    add("--seed", type=int, default=0, help="draws images and patches (default: 0)")
+    add("--score-threshold", type=float, default=0.0, help="(default: 0; the paper has 0.9)")
+    add("--width", type=int, default=320, help="pixels of an image (default: 320)")
+    add("opts", nargs="*", metavar="key=value", help="changes to the config")
 
     add = command("batch", batch, columns=4)
     add("--config-file", required=True, metavar="FILE")

@@ -3,7 +3,7 @@
 from predet.projects.up_detr.localization import (
     Controls,
     Localization,
-    draw_patches,
+    cut_patches,
     localization,
     mean_boxes,
     swapped,
@@ -16,7 +16,7 @@ __all__ = [
     "Controls",
     "Found",
     "Localization",
-    "draw_patches",
+    "cut_patches",
     "localization",
     "mean_boxes",
     "swapped",

@@ -68,7 +68,7 @@ def with_controls(
     )
 
 
-def draw_patches(
+def cut_patches(
     dataset: DetectionDataset,
     mapper: PretextMapper,
     *,

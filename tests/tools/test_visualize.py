@@ -83,6 +83,29 @@ def test_a_store(tool: ModuleType, place: Path, tmp_path: Path) -> None:
         tool.main(["store", "--store", str(place / "store"), *images, *output])
 
 
+def test_patches(tool: ModuleType, place: Path, tmp_path: Path) -> None:
+    small = ["model.detector.transformer.num_encoder_layers=1", "data.boxes.num=3"]
+    cfg = load_config("configs/tiny/updetr.py", [*small, "data.num_classes=1"])
+    save_checkpoint(
+        tmp_path / "model.pth",
+        {
+            "model": instantiate(cfg.model).state_dict(),
+            "provenance": {"class_names": ["object"]},
+        },
+    )
+    tool.main(
+        [
+            *("patches", "--config-file=configs/tiny/updetr.py", f"--weights={tmp_path}/model.pth"),
+            *("--output", str(tmp_path / "out.png"), "--num-images=3", "--width=150"),
+            f"data.test.source={place / 'scenes'}",
+            *small,
+        ]
+    )
+    width, height = size_of(tmp_path / "out.png")
+    assert width == 2 * (2 * 160 + 10)
+    assert height > 2 * (150 + 85)
+
+
 def test_a_training_batch(tool: ModuleType, place: Path, tmp_path: Path) -> None:
     tool.main(
         [

@@ -16,7 +16,7 @@ from predet.data.sources import load_images, without_annotations
 from predet.modeling.outputs import DetectorOutput
 from predet.projects.up_detr import (
     Found,
-    draw_patches,
+    cut_patches,
     localization,
     mean_boxes,
     swapped,
@@ -99,7 +99,7 @@ def test_drawn_patches_depend_on_the_seed_and_the_image_alone(tmp_path):
     )
 
     def draw(seed: int, size: int) -> dict[str, torch.Tensor]:
-        batches = list(draw_patches(dataset, mapper, seed=seed, batch_size=size))
+        batches = list(cut_patches(dataset, mapper, seed=seed, batch_size=size))
         assert all(len(batch) > 1 for batch in batches)  # there is always another image
         return {s["key"]: s["instances"].gt_boxes.tensor for batch in batches for s in batch}
 
@@ -108,7 +108,7 @@ def test_drawn_patches_depend_on_the_seed_and_the_image_alone(tmp_path):
     assert first.keys() == again.keys() == other.keys()
     assert all(first[key].equal(again[key]) for key in first)
     assert not any(first[key].equal(other[key]) for key in first)
-    few = list(draw_patches(dataset, mapper, seed=0, num_images=2))
+    few = list(cut_patches(dataset, mapper, seed=0, num_images=2))
     assert len(few[0]) <= 2
 
 
