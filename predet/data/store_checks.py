@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from predet.data.box_store import BoxStore
+from predet.data.box_store import BoxStore, ScoreColumns
 from predet.data.dataset import DetectionDataset
 from predet.data.images import BadSampleError, read_image_size
 
@@ -52,6 +52,15 @@ def skipped_images(dataset: DetectionDataset, store: BoxStore) -> list[int]:
         skipped[keys[absent[0]]],
     )
     return absent
+
+
+def rows_of(
+    dataset: DetectionDataset, store: BoxStore
+) -> Iterator[tuple[ScoreColumns, np.ndarray]]:
+    """The store's rows but for the boxes, and for each row the image's index in `dataset` or -1."""
+    index_of = {key: index for index, key in enumerate(dataset.keys())}
+    for columns in store.scores():
+        yield columns, np.array([index_of.get(key, -1) for key in columns.keys], np.int64)
 
 
 def check_sizes(

@@ -23,6 +23,7 @@ from predet.data.store_checks import (
     check_parameters,
     check_sizes,
     check_sizes_of_files,
+    rows_of,
     skipped_images,
 )
 from predet.ops.selective_search import from_rows
@@ -50,10 +51,8 @@ class _StoreSource:
             ValueError: the store lacks an image, or was made from others.
         """
         skipped_images(dataset, self.store)
-        index_of = {key: index for index, key in enumerate(dataset.keys())}
         heights, widths, counts = np.zeros((3, len(dataset)), np.int32)
-        for columns in self.store.scores():
-            index = np.array([index_of.get(key, -1) for key in columns.keys], np.int64)
+        for columns, index in rows_of(dataset, self.store):
             here = index >= 0
             heights[index[here]] = columns.heights[here]
             widths[index[here]] = columns.widths[here]
