@@ -27,10 +27,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from predet.d2 import instantiate
 from predet.data.formats import load_dataset
+from predet.engine.build import backbone_config
 from predet.engine.config import load_config
 from predet.engine.distributed import seed_all
 from predet.engine.log import setup_logging
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def measure(args: argparse.Namespace) -> list[dict]:
     """One row for each features, part of them and seed: their names and the accuracy."""
     cfg = load_config(args.config_file, args.opts)
-    backbone = backbone_of(cfg)
+    backbone = backbone_config(cfg)
     data, test = (load_dataset(args.data, split=name) for name in (args.split, args.test_split))
     if data.class_names != test.class_names:
         raise ValueError(
@@ -104,14 +105,6 @@ def accuracies(
         )
         for name, part in parts.items()
     }
-
-
-def backbone_of(cfg: DictConfig) -> DictConfig:
-    """The part of the config that builds the backbone."""
-    for place in ("model.backbone", "model.detector.backbone"):
-        if (found := OmegaConf.select(cfg, place)) is not None:
-            return found
-    raise ValueError("the config's model has no backbone, and no detector with one")
 
 
 def make_encoder(

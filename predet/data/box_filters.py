@@ -174,7 +174,12 @@ def filter_store(
     if not filters:
         raise ValueError("there is nothing to filter by: give at least one filter")
     store = source if isinstance(source, BoxStore) else BoxStore(source)
-    writer = BoxStoreWriter(output, info=_info(store, filters), keys=_keys(store))
+    writer = BoxStoreWriter(
+        output,
+        info=_info(store, filters),
+        keys=[*store.keys, *store.skipped],
+        shard_size=store.meta["shard_size"],
+    )
     keep, skipped = Chain(tuple(filters)), store.skipped
     before = after = 0
     for shard in writer.missing_shards():
@@ -215,11 +220,6 @@ def described(part: Any) -> Any:
         return part
     settings = {f.name: described(getattr(part, f.name)) for f in dataclasses.fields(part)}
     return {type(part).__name__: settings}
-
-
-def _keys(store: BoxStore) -> list[str]:
-    """All images, those without a row after the others."""
-    return [*store.keys, *store.skipped]
 
 
 def _info(store: BoxStore, filters: Sequence[BoxFilter]) -> StoreInfo:

@@ -86,6 +86,18 @@ def build_model(cfg: DictConfig, settings: TrainSettings, device: torch.device) 
     return model
 
 
+def backbone_config(cfg: DictConfig) -> DictConfig:
+    """The part of a config that builds the backbone, of its model or its model's detector.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for place in ("model.backbone", "model.detector.backbone"):
+        if (found := OmegaConf.select(cfg, place)) is not None:
+            return found
+    raise ValueError("the config's model has no backbone, and no detector with one")
+
+
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     """Make the optimiser; `optimizer.params.model` is this model."""
     cfg = copy.deepcopy(cfg)

@@ -171,7 +171,7 @@ def test_a_filtered_store_has_all_images_and_says_what_was_done(
 
 def test_a_killed_filter_goes_on(store: BoxStore, tmp_path: Path) -> None:
     first = filter_store(store, tmp_path / "new", filters=[FirstK(k=1)])
-    (tmp_path / "new" / "boxes-00000-of-00001.parquet").unlink()
+    (tmp_path / "new" / "boxes-00000-of-00002.parquet").unlink()
     with pytest.raises(ValueError, match="are gone"):
         BoxStore(tmp_path / "new")
     second = filter_store(store, tmp_path / "new", filters=[FirstK(k=1)])
