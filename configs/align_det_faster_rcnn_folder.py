@@ -1,0 +1,25 @@
+"""AlignDet of torchvision's Faster R-CNN R50 on a folder of one's own unlabelled images.
+
+As `configs/align_det_folder.py`, of which it takes data, length and batch.
+
+Run: tools/lazyconfig_train_net.py --num-gpus 1 data.unlabeled.source=IMAGES data.store=STORE \\
+    --config-file configs/align_det_faster_rcnn_folder.py
+Then configs/faster_rcnn_folder.py with train.reinit=[last-layers] and
+    train.init_checkpoint=output/folder/align_det_faster_rcnn/checkpoints/last.pth
+"""
+
+from predet.d2 import LazyCall as L
+from predet.pretext.semantic_targets import Objectness
+
+from .align_det_folder import data, dataloader, lr_multiplier, train
+from .common.align_det import pretrain
+from .faster_rcnn_folder import model, optimizer
+
+model = pretrain(model)
+model.semantic_target = L(Objectness)()
+model.hidden_dim = 1024
+model.max_regions = 4096
+
+train.output_dir = "output/folder/align_det_faster_rcnn"
+train.clip_grad_norm = 10.0
+lr_multiplier.warmup_steps = 500

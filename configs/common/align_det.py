@@ -1,0 +1,51 @@
+"""AlignDet on a box store: images, proposals (Selective Search, perhaps clustered), any detector.
+
+Users set `data.unlabeled` (the images), `data.store` (the boxes) and `data.selection` (which of
+them count). Classes are those of the store: cluster ids, or the one class "object". A recipe takes
+`data`, `dataloader` and `pretrain(detector)` from here.
+"""
+
+from omegaconf import DictConfig
+
+from predet.d2 import LazyCall as L
+from predet.data.augmentation import Compose, HorizontalFlip, ResizeShortSide
+from predet.data.box_sources import AnnotatedBoxes
+from predet.data.photometric import OneChange
+from predet.data.two_views import TwoViewMapper
+from predet.pretext.semantic_targets import KeepClasses
+from predet.projects.align_det import AlignDet
+
+from .self_training import data, dataloader
+
+data.store = "output/proposals"
+data.selection.top_k = 50
+data.selection.empty = "drop"  # an image without proposals has nothing to compare
+
+dataloader.train.mapper = L(TwoViewMapper)(
+    augmentation=L(Compose)(
+        steps=[
+            L(ResizeShortSide)(short_sides=list(range(640, 801, 32)), max_size=1333),
+            L(HorizontalFlip)(probability=0.5),
+        ]
+    ),
+    boxes=L(AnnotatedBoxes)(),
+    photometric=[L(OneChange)()],
+)
+dataloader.test = None
+dataloader.evaluator = None
+
+
+def pretrain(detector: DictConfig) -> DictConfig:
+    """The meta-architecture that pre-trains `detector` on two views."""
+    return L(AlignDet)(
+        detector=detector,
+        semantic_target=L(KeepClasses)(),
+        freeze_backbone="auto",
+        hidden_dim=256,
+        embedding_dim=256,
+        temperature=0.5,
+        base_momentum=0.996,
+        max_regions=None,
+        weights={"loss_contrast": 1.0, "detection": 1.0},
+        gather_negatives=False,
+    )
