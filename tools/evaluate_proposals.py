@@ -42,7 +42,7 @@ from predet.data.loader import build_test_loader
 from predet.data.mapper import DetectionMapper
 from predet.data.region_search import RegionSearch, warn_without_levels
 from predet.data.sources import load_images
-from predet.data.stored_boxes import SEARCH
+from predet.data.store_checks import holds_levels
 from predet.engine.config import load_config
 from predet.engine.inference import load_trained, sha256_of
 from predet.engine.log import setup_logging
@@ -122,7 +122,7 @@ def of_store(args: argparse.Namespace, dataset: DetectionDataset) -> Iterator[Ro
     """Boxes of a store."""
     store = BoxStore(args.store)
     about = {"boxes": str(store.path), "parameters": {"method": store.meta["method"]}}
-    if store.meta["method"].startswith(SEARCH):
+    if holds_levels(store):
         check_store(dataset, store)
         rows = {
             int(dataset.image_ids[index]): store[key]

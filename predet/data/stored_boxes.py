@@ -23,14 +23,13 @@ from predet.data.store_checks import (
     check_parameters,
     check_sizes,
     check_sizes_of_files,
+    holds_levels,
     rows_of,
     skipped_images,
 )
 from predet.ops.selective_search import from_rows
 
 logger = logging.getLogger(__name__)
-
-SEARCH = "selective_search"  # how the methods begin whose stores hold levels
 
 
 class _StoreSource:
@@ -116,7 +115,7 @@ class StoredBoxes(_StoreSource):
     ):
         super().__init__(store, pick)
         made_by = self.store.meta["method"]
-        if made_by.startswith(SEARCH):
+        if holds_levels(self.store):
             raise ValueError(
                 f"box store {self.store.path} was made by {made_by!r}, whose order is drawn anew "
                 "for each epoch: use StoredRegions"
@@ -156,11 +155,11 @@ class StoredRegions(_StoreSource):
         search: RegionSearch | None = None,
     ):
         super().__init__(store, pick)
-        made_by = self.store.meta["method"]
-        if not made_by.startswith(SEARCH):
+        if not holds_levels(self.store):
             raise ValueError(
-                f"box store {self.store.path} was made by {made_by!r}, expected Selective Search "
-                "(tools/extract_proposals.py), whose levels give the order: use StoredBoxes"
+                f"box store {self.store.path}, made by {self.store.meta['method']!r}, holds no "
+                "levels of Selective Search, so its order cannot be drawn anew: use StoredBoxes, "
+                "or make it again with tools/extract_proposals.py"
             )
         if search is not None:
             check_parameters(self.store, search.method, search.parameters)

@@ -240,9 +240,13 @@ def test_a_store_without_levels_is_refused(photos, tmp_path):
         )
         for row in whole
     ]
-    store = make_store(photos, tmp_path / "bare", rows=rows)
-    with pytest.raises(ValueError, match=r"holds no levels of Selective Search.*'a/0\.png'"):
-        loader_of(photos, StoredRegions(store=store, pick=TopK(5)))
+    bare = make_store(photos, tmp_path / "bare", rows=rows)
+    with pytest.raises(ValueError, match="'selective_search-single', holds no levels"):
+        StoredRegions(store=bare, pick=TopK(5))
+    loader_of(photos, StoredBoxes(store=bare, pick=TopK(1)))  # its one order will do
+    partly = make_store(photos, tmp_path / "partly", rows=[whole["a/0.png"], *rows[1:]])
+    with pytest.raises(ValueError, match=r"holds no levels of Selective Search.*'a/1\.png'"):
+        loader_of(photos, StoredRegions(store=partly, pick=TopK(5)))
 
 
 def other_rows(dataset) -> list[BoxRow]:
@@ -268,7 +272,7 @@ def test_boxes_of_any_store_are_taken_by_score(photos, tmp_path):
     loader_of(photos, StoredBoxes(store=store, pick=TopK(2), method="maskcut"))
     with pytest.raises(ValueError, match=r"tau: expected 0\.2, got 0\.15"):
         StoredBoxes(store=store, pick=TopK(2), parameters={"tau": 0.2})
-    with pytest.raises(ValueError, match="made by 'maskcut', expected Selective Search"):
+    with pytest.raises(ValueError, match="made by 'maskcut', holds no levels"):
         StoredRegions(store=store, pick=TopK(2))
 
 
