@@ -9,7 +9,9 @@
 
 `import` takes full COCO files (EdgeBoxes, MaskCut, CutLER, AlignDet's proposals, other detectors)
 and lists of results; a list needs --images, the data set that it belongs to. With --images the
-names in a full file are found in that data set. `export --results` writes a list of results with
+names in a full file are found in that data set. --class-agnostic leaves the classes out: results of
+CutLER have a category of their own. A FOLDER of .npy files, one an image, is DETReg's cache of
+boxes; it needs --images. `export --results` writes a list of results with
 its image ids.
 
 `filter` makes a new store of what the filters leave: sides, aspect ratio and relative size, then
@@ -23,6 +25,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -38,6 +41,7 @@ from predet.data.box_filters import (
 )
 from predet.data.box_store import BoxStore
 from predet.data.box_store_coco import export_coco, import_coco
+from predet.data.box_store_npy import import_npy
 from predet.data.dataset import DetectionDataset
 from predet.data.formats import load_dataset
 
@@ -88,8 +92,20 @@ def show(args: argparse.Namespace) -> None:
 
 
 def bring_in(args: argparse.Namespace) -> None:
-    """Make a store of the boxes in a COCO JSON file."""
-    store = import_coco(args.source, args.output, dataset=_dataset(args), method=args.method)
+    """Make a store of the boxes in a COCO JSON file, or of DETReg's cache of boxes."""
+    dataset = _dataset(args)
+    if Path(args.source).is_dir():
+        if dataset is None:
+            raise ValueError(f"{args.source} is a folder of .npy files: give --images as well")
+        store = import_npy(args.source, args.output, dataset=dataset, method=args.method or "npy")
+    else:
+        store = import_coco(
+            args.source,
+            args.output,
+            dataset=dataset,
+            method=args.method or "coco_json",
+            class_agnostic=args.class_agnostic,
+        )
     counts = store.meta["counts"]
     print(f"{store.path}: {counts['images']} images, {counts['boxes']} boxes")
 
@@ -155,9 +171,10 @@ def make_parser() -> argparse.ArgumentParser:
 
     sub = commands.add_parser("import", help=bring_in.__doc__)
     sub.set_defaults(run=bring_in)
-    sub.add_argument("source", metavar="JSON")
+    sub.add_argument("source", metavar="JSON|FOLDER")
     sub.add_argument("--output", required=True, metavar="STORE")
-    sub.add_argument("--method", default="coco_json", help="what made the boxes, for the record")
+    sub.add_argument("--method", help="what made the boxes, for the record")
+    sub.add_argument("--class-agnostic", action="store_true", help="all boxes are of one class")
     _add_images(sub)
 
     sub = commands.add_parser("export", help=write_out.__doc__)

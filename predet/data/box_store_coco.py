@@ -39,6 +39,7 @@ def import_coco(
     *,
     dataset: DetectionDataset | None = None,
     method: str = "coco_json",
+    class_agnostic: bool = False,
 ) -> BoxStore:
     """Make a store of the boxes in a COCO JSON file.
 
@@ -52,6 +53,8 @@ def import_coco(
             "train/0.jpg" if only one key ends so); without it they are the keys themselves. A list
             of results takes images, sizes and categories from it, by id.
         method: what made the boxes, written into the store.
+        class_agnostic: all boxes are of one class, "object", whatever the file says: for lists of
+            results whose categories are not those of the data set, such as CutLER's.
 
     Raises:
         ValueError: not COCO, an image or category that is not listed, an id or name used twice, an
@@ -68,6 +71,8 @@ def import_coco(
     else:
         images, categories = _listed_in(content, Path(source), dataset)
         annotations = content.get("annotations", [])
+    if class_agnostic:
+        categories = {}  # boxes without a class
     info = StoreInfo(
         method=method,
         parameters={"file": Path(source).name},

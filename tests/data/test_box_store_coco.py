@@ -213,6 +213,77 @@ def test_a_list_of_results_needs_sizes(tmp_path: Path) -> None:
         import_coco(source, tmp_path / "store", dataset=dataset)
 
 
+def test_results_of_cutler_have_one_class_of_their_own(tmp_path: Path) -> None:
+    """A list as Detectron2 writes it: category 1 is its "fg", not the first class of the images."""
+    results = [
+        {
+            "image_id": image,
+            "category_id": 1,
+            "bbox": [1.5, 2.0, 20.0, 10.0],
+            "score": score,
+            "segmentation": {"size": [60, 80], "counts": "PX1"},
+        }
+        for image, score in ((3, 0.4), (3, 0.9), (5, 0.7))
+    ]
+    source = save(tmp_path / "coco_instances_results.json", results)
+    dataset = make_dataset(["a/1.jpg", "b/1.jpg", "b/2.jpg"])
+    with pytest.raises(ValueError, match=r"annotation 0 is not usable .KeyError: 1"):
+        import_coco(source, tmp_path / "store", dataset=dataset)
+    store = import_coco(
+        source, tmp_path / "store", dataset=dataset, method="cutler", class_agnostic=True
+    )
+    assert store.class_names is None
+    assert [len(row.boxes) for row in store] == [0, 2, 1]
+    assert store["b/1.jpg"].scores.tolist() == pytest.approx([0.9, 0.4])
+    assert store["b/1.jpg"].boxes[0].tolist() == [1.5, 2, 21.5, 12]
+    assert store["b/1.jpg"].classes.tolist() == [0, 0]
+
+
+def test_maskcut_file_of_a_tree_of_images(tmp_path: Path) -> None:
+    """As CutLER publishes them: names below the split, masks, no scores, boxes in stored order."""
+    content = {
+        "info": {"description": "ImageNet-1K: pseudo-masks with MaskCut"},
+        "licenses": [{"id": 1, "name": "Apache License"}],
+        "categories": [{"is_crowd": 0, "id": 1, "name": "fg"}],
+        "images": [
+            {
+                "id": number,
+                "file_name": name,
+                "width": 80,
+                "height": 60,
+                "date_captured": "2022-01-01",
+                "license": 1,
+                "coco_url": "",
+                "flickr_url": "",
+            }
+            for number, name in ((1, "n01/n01_5.JPEG"), (2, "n02/n02_5.JPEG"))
+        ],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": image,
+                "category_id": 1,
+                "iscrowd": 0,
+                "area": 50,
+                "bbox": box,
+                "segmentation": {"size": [60, 80], "counts": "PX1"},
+                "width": 80,
+                "height": 60,
+            }
+            for number, (image, box) in enumerate(
+                [(1, [5, 5, 40, 40]), (1, [0, 0, 10, 20]), (2, [30.0, 10.0, 50.0, 50.0])], start=1
+            )
+        ],
+    }
+    source = save(tmp_path / "imagenet_train_fixsize480_tau0.15_N3.json", content)
+    dataset = make_dataset(["train/n01/n01_5.JPEG", "train/n02/n02_5.JPEG", "train/n02/n02_6.JPEG"])
+    store = import_coco(source, tmp_path / "store", dataset=dataset, method="maskcut")
+    assert store.class_names == ("fg",)
+    assert store.keys == ["train/n01/n01_5.JPEG", "train/n02/n02_5.JPEG"]
+    assert store["train/n01/n01_5.JPEG"].boxes.tolist() == [[5, 5, 45, 45], [0, 0, 10, 20]]
+    assert store["train/n02/n02_5.JPEG"].boxes.tolist() == [[30, 10, 80, 60]]
+
+
 def test_published_proposals_of_aligndet_keep_their_order(tmp_path: Path) -> None:
     """One class, no scores, ids of their own: the first boxes of the file stay the first."""
     boxes = [[10, 10, 40, 30], [0, 0, 90, 80], [5, 6, 33, 44], [50, 20, 20, 20]]

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from predet.data.box_store import BoxStore
+from predet.data.formats import load_dataset
 from predet.data.scenes import make_scenes
 
 TOOL = Path(__file__).parents[2] / "tools" / "box_store.py"
@@ -48,6 +50,32 @@ def test_errors_are_one_line(tool: ModuleType, tmp_path: Path) -> None:
     tool.main(["import", str(truth), "--output", str(tmp_path / "store")])
     with pytest.raises(SystemExit, match=r"error: box store .* holds no image 'x\.png'"):
         tool.main(["show", str(tmp_path / "store"), "--key", "x.png"])
+
+
+def test_import_of_a_folder_of_arrays(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_scenes(tmp_path / "scenes", num_images=2, image_size=64, num_classes=3, seed=0)
+    images = ["--images", str(tmp_path / "scenes")]
+    dataset = load_dataset(tmp_path / "scenes")
+    (tmp_path / "cache").mkdir()
+    for index in range(len(dataset)):
+        name = f"{Path(dataset.key(index)).stem}.npy"
+        np.save(tmp_path / "cache" / name, np.float32([[1, 2, 30, 40]]))
+    store = str(tmp_path / "store")
+    tool.main(["import", str(tmp_path / "cache"), "--output", store, *images])
+    assert "2 images, 2 boxes" in capsys.readouterr().out
+    assert BoxStore(store)[dataset.key(0)].boxes.tolist() == [[1, 2, 30, 40]]
+    with pytest.raises(SystemExit, match=r"is a folder of \.npy files: give --images"):
+        tool.main(["import", str(tmp_path / "cache"), "--output", str(tmp_path / "other")])
+
+
+def test_import_without_classes(tool: ModuleType, tmp_path: Path) -> None:
+    truth = make_scenes(tmp_path / "scenes", num_images=2, image_size=64, num_classes=3, seed=0)
+    store = str(tmp_path / "store")
+    tool.main(["import", str(truth), "--output", store, "--class-agnostic"])
+    assert BoxStore(store).class_names is None
+    assert all(not row.classes.any() for row in BoxStore(store))
 
 
 def test_filter_makes_a_new_store(
