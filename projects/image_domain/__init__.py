@@ -2,5 +2,6 @@
 
 from predet.projects.image_domain.contrast import DenseContrast
 from predet.projects.image_domain.modeling import ImageDomain
+from predet.projects.image_domain.swav import SwAV
 
-__all__ = ["DenseContrast", "ImageDomain"]
+__all__ = ["DenseContrast", "ImageDomain", "SwAV"]

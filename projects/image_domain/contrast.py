@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from predet.modeling.images import PIXEL_MEAN, PIXEL_STD
 from predet.projects.image_domain.gather import gather_batch
+from predet.projects.image_domain.heads import projection_head
 from predet.projects.image_domain.modeling import ImageDomain
 from predet.projects.image_domain.views import EncodedView, cells, match_cells, pool, take
 
@@ -76,8 +77,8 @@ class DenseContrast(ImageDomain):
         self.level, self.num_cells = level, num_cells
         self.max_distance, self.temperature = max_distance, temperature
         self.weights = dict(weights)
-        self.global_head = _head(sum(channels), hidden_dim, projection_dim)
-        self.local_head = _head(channels[level], hidden_dim, projection_dim)
+        self.global_head = projection_head(sum(channels), hidden_dim, projection_dim)
+        self.local_head = projection_head(channels[level], hidden_dim, projection_dim)
 
     def compare(self, views: Sequence[EncodedView]) -> dict[str, Tensor]:
         """`loss_global` and `loss_local` of two views of one size.
@@ -146,18 +147,3 @@ def contrast(
             for direction in (cosines, cosines.T)
         ]
         return (sum(both_ways) / 2 * valid).sum() / valid.sum().clamp(min=1)
-
-
-def _head(channels: int, hidden_dim: int, projection_dim: int) -> nn.Sequential:
-    """(N, channels) -> (N, projection_dim), normalised over the batch; keeps no running statistics.
-
-    Features of an untrained network hardly differ between images. The first normalisation makes
-    the differences large, so that the contrast has something to tell apart from the first step on.
-    """
-    return nn.Sequential(
-        nn.BatchNorm1d(channels, affine=False, track_running_stats=False),
-        nn.Linear(channels, hidden_dim, bias=False),
-        nn.BatchNorm1d(hidden_dim, track_running_stats=False),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden_dim, projection_dim),
-    )

@@ -315,7 +315,9 @@ def test_small_backbone_encodes_as_its_checkpoint_does(
 DETECTOR_OF = {
     "configs/image_domain_folder.py": "configs/deformable_detr_folder.py",
     "configs/small/image_domain.py": "configs/small/deformable_detr.py",
+    "configs/swav_folder.py": "configs/deformable_detr_folder.py",
     "configs/tiny/image_domain.py": "configs/tiny/deformable_detr.py",
+    "configs/tiny/swav.py": "configs/tiny/deformable_detr.py",
 }
 
 

@@ -12,7 +12,7 @@ from predet.data.mapper import to_chw_tensor
 from predet.data.scenes import draw_scene
 from predet.data.views import ColorJitter, RandomView
 from predet.layers.norm import group_norm
-from predet.projects.image_domain import DenseContrast
+from predet.projects.image_domain import DenseContrast, SwAV
 
 WEIGHTS = {"loss_global": 1.0, "loss_local": 1.0}
 
@@ -48,6 +48,12 @@ def make_method(*, backbone: nn.Module | None = None, **options: Any) -> DenseCo
     torch.manual_seed(0)
     options = {"hidden_dim": 64, "projection_dim": 16, "weights": WEIGHTS, **options}
     return DenseContrast(backbone=backbone or SmallBackbone(), **options).train()
+
+
+def make_swav(*, backbone: nn.Module | None = None, **options: Any) -> SwAV:
+    torch.manual_seed(0)
+    options = {"num_prototypes": 6, "hidden_dim": 64, "projection_dim": 16, **options}
+    return SwAV(backbone=backbone or SmallBackbone(), **options).train()
 
 
 def make_batch(count: int, *, seed: int = 0, sizes: tuple[int, ...] = (64, 64)) -> list[dict]:
