@@ -21,7 +21,7 @@ from predet.data.pretext_mapper import PatchMaker, PretextMapper
 from predet.data.pseudo_labels import pseudo_labelled
 from predet.data.region_search import RegionSearch
 from predet.data.sources import load_images, without_annotations
-from predet.data.stored_boxes import StoredBoxes, StoredRegions
+from predet.data.stored_boxes import RegionsOfOtherImages, StoredBoxes, StoredRegions
 from predet.data.views import ColorJitter, RandomBlur
 
 from .data import data, dataloader
@@ -46,6 +46,8 @@ importance = L(ImportanceSampling)(k="${data.boxes.num}")
 search = L(RegionSearch)(mode="fast", resize="128x128", channel_order="bgr")
 selective_search = L(SelectiveSearchRegions)(search=search, pick=top_k)
 stored_regions = L(StoredRegions)(store="${data.store}", search=search, pick=top_k)
+# The control of DETReg's Table 5: each time the regions of another image.
+other_regions = L(RegionsOfOtherImages)(store="${data.store}", search=search, pick=top_k)
 stored_boxes = L(StoredBoxes)(store="${data.store}", pick=top_k)
 edge_boxes = L(EdgeBoxes)(search=L(EdgeBoxSearch)(), pick=top_k)
 random_patches = L(RandomPatches)(num_patches="${data.boxes.num}")
@@ -65,7 +67,7 @@ of_a_store = L(pseudo_labelled)(
     score_threshold="auto",
     shuffle_seed=None,
 )
-# The control of DETReg's Table 5: every image has the boxes of another one.
+# A control: every image has the boxes of another one.
 of_other_images = L(pseudo_labelled)(
     dataset=annotated,
     store="${data.store}",

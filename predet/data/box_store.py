@@ -106,12 +106,19 @@ class BoxStore:
         self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
         self._groups: OrderedDict[tuple[int, int], BoxColumns] = OrderedDict()
         self._index, self._first_row = self._read_index()
+        self._keys: list[str] | None = None
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """Names of the classes, or None where the boxes carry no class (all are 0)."""
         names = self.meta["class_names"]
         return None if names is None else tuple(names)
+
+    def key(self, number: int) -> str:
+        """The key of row `number`, in the store's order."""
+        if self._keys is None:
+            self._keys = list(self._index)
+        return self._keys[number]
 
     @property
     def keys(self) -> list[str]:
@@ -177,7 +184,7 @@ class BoxStore:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": OrderedDict(), "_groups": OrderedDict()}
+        return {**self.__dict__, "_files": OrderedDict(), "_groups": OrderedDict(), "_keys": None}
 
     def _find_shards(self) -> list[Path]:
         count = self.meta["shards"]

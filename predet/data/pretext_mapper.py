@@ -65,6 +65,11 @@ class PretextMapper:
     ):
         self.augmentation, self.boxes, self.patches = augmentation, boxes, patches
 
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What the boxes of a run hang on besides its config: the store, if they are in one."""
+        return getattr(self.boxes, "provenance", {})
+
     def check(self, dataset: DetectionDataset) -> None:
         """Look at the images before training begins; the train loader calls it.
 

@@ -6,6 +6,8 @@ it when the source is built, images and sizes when the loader is.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Mapping
@@ -31,6 +33,9 @@ from predet.ops.selective_search import from_rows
 
 logger = logging.getLogger(__name__)
 
+# What `meta.json` says of the boxes themselves.
+_TELLING = ("format", "method", "parameters", "seed", "teacher", "fingerprint", "counts")
+
 
 class _StoreSource:
     """What all sources do that read a store."""
@@ -42,6 +47,13 @@ class _StoreSource:
     @property
     def num_boxes(self) -> int:
         return self.pick.k
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What a run that goes on must find again: the store, wherever it lies."""
+        told = {name: self.store.meta[name] for name in _TELLING}
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        return {"method": self.store.meta["method"], "store": digest}
 
     def check(self, dataset: DetectionDataset) -> None:
         """Compare keys and sizes, count the boxes, and say how many images have too few.
@@ -77,7 +89,7 @@ class _StoreSource:
         """Boxes of each row."""
         raise NotImplementedError
 
-    def _row(self, image: np.ndarray, record: Record) -> BoxRow:
+    def _row(self, image: np.ndarray, record: Record, rng: np.random.Generator) -> BoxRow:
         if record.key not in self.store:  # `check` has said that it was skipped
             raise BadSampleError(f"{record.path}: box store {self.store.path} does not hold it")
         row = self.store[record.key]
@@ -123,7 +135,7 @@ class StoredBoxes(_StoreSource):
         check_parameters(self.store, method or made_by, parameters or {})
 
     def __call__(self, image: np.ndarray, record: Record, rng: np.random.Generator) -> Boxes:
-        row = self._row(image, record)
+        row = self._row(image, record, rng)
         ranked = np.argsort(-row.scores, kind="stable")
         ranked = ranked[(row.boxes[ranked, 2:] > row.boxes[ranked, :2]).all(axis=1)]
         taken = ranked[self.pick(len(ranked), rng)]
@@ -165,7 +177,7 @@ class StoredRegions(_StoreSource):
             check_parameters(self.store, search.method, search.parameters)
 
     def __call__(self, image: np.ndarray, record: Record, rng: np.random.Generator) -> Boxes:
-        row = self._row(image, record)
+        row = self._row(image, record, rng)
         return take_ranked(from_rows(row.boxes, row.scores), self.pick, rng)
 
     def _counted(self, columns: ScoreColumns) -> np.ndarray:
@@ -182,3 +194,25 @@ class StoredRegions(_StoreSource):
                 "again with tools/extract_proposals.py"
             )
         return counts
+
+
+class RegionsOfOtherImages(StoredRegions):
+    """A control: each time the regions of another image of the store, scaled to this one's size.
+
+    Sizes, places and number of the boxes are as those of `StoredRegions`; what they lie on is not
+    what they were found by. "Rand. Prop." in DETReg's ablation.
+    """
+
+    def check(self, dataset: DetectionDataset) -> None:
+        super().check(dataset)
+        if len(self.store) < 2:
+            raise ValueError(f"box store {self.store.path} holds no other image to take boxes of")
+
+    def _row(self, image: np.ndarray, record: Record, rng: np.random.Generator) -> BoxRow:
+        own = super()._row(image, record, rng)
+        key = own.key
+        while key == own.key:
+            key = self.store.key(int(rng.integers(len(self.store))))
+        other = self.store[key]
+        scale = np.float32([own.width / other.width, own.height / other.height] * 2)
+        return other._replace(boxes=other.boxes * scale)

@@ -31,11 +31,14 @@ _RUN_TIME_KEYS = re.compile(
 )
 
 
-def run_identity(cfg: DictConfig, dataset: Any, model: nn.Module | None = None) -> dict[str, Any]:
+def run_identity(
+    cfg: DictConfig, dataset: Any, model: nn.Module | None = None, mapper: Any = None
+) -> dict[str, Any]:
     """What every checkpoint of a run holds besides weights: format, config, provenance.
 
     A model that teaches its class head other classes than those of the data says so by
-    `taught_classes(class_names)`.
+    `taught_classes(class_names)`; a mapper that reads more than the data set says so by
+    `provenance`, a dict of texts.
     """
     taught = getattr(model, "taught_classes", list)
     return {
@@ -51,6 +54,7 @@ def run_identity(cfg: DictConfig, dataset: Any, model: nn.Module | None = None) 
             "class_names": list(dataset.class_names),
             "head_classes": list(taught(list(dataset.class_names))),
             "dataset": describe_dataset(dataset),
+            "mapper": dict(getattr(mapper, "provenance", {})),
         },
     }
 
@@ -91,6 +95,9 @@ def check_same_run(state: Mapping[str, Any], identity: Mapping[str, Any], where:
         problems.append(f"Detectron2 side: '{then['d2']}' then, '{now['d2']}' now (PREDET_D2)")
     if then["dataset"]["fingerprint"] != now["dataset"]["fingerprint"]:
         problems.append(f"training data: {_data(then)} then, {_data(now)} now")
+    boxes = then.get("mapper", {}), now.get("mapper", {})
+    if boxes[0] != boxes[1]:
+        problems.append(f"boxes: {boxes[0]} then, {boxes[1]} now")
     if problems:
         raise ValueError(
             f"cannot resume from {where}: it belongs to another run\n  "

@@ -131,7 +131,7 @@ def train(
         optimizer=optimizer,
         schedule=instantiate(cfg.lr_multiplier),
         settings=settings,
-        identity=run_identity(cfg, loader.dataset, model),
+        identity=run_identity(cfg, loader.dataset, model, getattr(loader, "mapper", None)),
         evaluate=evaluation[1] if evaluation else None,
         stop=stop,
     )

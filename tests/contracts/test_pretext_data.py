@@ -15,7 +15,7 @@ from predet.data.scenes import make_scenes
 ROOT = Path(__file__).resolve().parents[2]
 NUM_BOXES = 6
 ONLINE = ["selective_search", "edge_boxes", "random_patches"]
-STORED = ["stored_regions", "stored_boxes"]
+STORED = ["stored_regions", "other_regions", "stored_boxes"]
 DATASETS = ["annotated", "of_a_store", "of_other_images"]
 PICKS = ["top_k", "random_k", "importance"]
 PIECES = ["data", "dataloader", "dataset_boxes", *ONLINE, *STORED, *DATASETS, *PICKS]
@@ -89,7 +89,7 @@ def test_online_sources(scenes: Path, source: str) -> None:
 @pytest.mark.parametrize("pick", PICKS)
 @pytest.mark.parametrize("source", STORED)
 def test_stored_sources(scenes: Path, stores: dict[str, Path], source, pick) -> None:
-    cfg = pieces(scenes, stores["regions" if source == "stored_regions" else "edges"])
+    cfg = pieces(scenes, stores["edges" if source == "stored_boxes" else "regions"])
     cfg.dataloader.train.mapper.boxes = cfg[source]
     cfg.dataloader.train.mapper.boxes.pick = cfg[pick]
     check(first_batch(cfg), NUM_BOXES)

@@ -8,6 +8,7 @@ import pickle
 import cv2
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from predet.data.augmentation import Compose
 from predet.data.box_picks import ImportanceSampling, RandomK, TopK
@@ -20,7 +21,8 @@ from predet.data.loader import build_train_loader
 from predet.data.pretext_mapper import PretextMapper
 from predet.data.region_search import RegionSearch
 from predet.data.sources import without_annotations
-from predet.data.stored_boxes import StoredBoxes, StoredRegions
+from predet.data.stored_boxes import RegionsOfOtherImages, StoredBoxes, StoredRegions
+from predet.engine.provenance import check_same_run, run_identity
 from predet.ops.selective_search import rank, selective_search, to_rows
 
 SMALL = {"mode": "single", "resize": "64x48", "min_size": 20}
@@ -274,6 +276,49 @@ def test_boxes_of_any_store_are_taken_by_score(photos, tmp_path):
         StoredBoxes(store=store, pick=TopK(2), parameters={"tau": 0.2})
     with pytest.raises(ValueError, match="made by 'maskcut', holds no levels"):
         StoredRegions(store=store, pick=TopK(2))
+
+
+def test_the_control_takes_regions_of_other_images(photos, tmp_path):
+    """Scaled to the image; never its own, all others alike often."""
+    store = make_store(photos, tmp_path / "s")
+    source = pickle.loads(pickle.dumps(RegionsOfOtherImages(store=store, pick=TopK(1))))
+    record = photos[0]
+    image = read_image(record.path)
+    found_in = {}
+    for row in store:
+        scale = np.float32([image.shape[1] / row.width, image.shape[0] / row.height] * 2)
+        for box in (row.boxes * scale)[row.scores >= 0].tolist():
+            found_in.setdefault(tuple(box), set()).add(row.key)
+    taken = []
+    for seed in range(300):
+        (box,), classes = source(image, record, rng(seed))
+        np.testing.assert_array_equal(box, source(image, record, rng(seed))[0][0])
+        taken.append(found_in[tuple(box.tolist())])
+        assert classes.tolist() == [0]
+    for key in ("a/1.png", "b/0.png", "b/1.png"):
+        assert sum(key in keys for keys in taken) > 60  # of 100 expected; some boxes are in several
+    assert sum(keys == {"a/0.png"} for keys in taken) == 0
+    alone = make_store(photos.select([0]), tmp_path / "alone")
+    with pytest.raises(ValueError, match="holds no other image"):
+        loader_of(photos.select([0]), RegionsOfOtherImages(store=alone, pick=TopK(1)))
+
+
+def test_a_run_goes_on_with_the_same_store_only(photos, tmp_path):
+    """Wherever it lies."""
+    cfg = OmegaConf.create({"train": {"device": "cpu"}})
+
+    def identity(path, **options):
+        search = RegionSearch(**{**SMALL, **options})
+        source = StoredRegions(store=make_store(photos, path, search), pick=TopK(5))
+        mapper = PretextMapper(augmentation=Compose(steps=[]), boxes=source)
+        return run_identity(cfg, photos, None, mapper)
+
+    state = {**identity(tmp_path / "a"), "step": 1, "optimizer": {}}
+    check_same_run(state, identity(tmp_path / "b"), "here")
+    with pytest.raises(
+        ValueError, match=r"(?s)cannot resume from here.*boxes: .*selective_search-s"
+    ):
+        check_same_run(state, identity(tmp_path / "c", resize="50x50"), "here")
 
 
 def test_ranked_stores_and_stores_with_levels_are_told_apart(photos, tmp_path):
