@@ -4,12 +4,14 @@
                 seeds: their number, each draws its own labelled images, the same for all arms;
                 matters: the smallest gain in AP that would be worth it (default 1)
     data        train (labelled pool), unlabeled, test: `source`, `split`, `image_root` of each
-    stages      name -> `Training`, `PseudoLabels`, `Proposals` or `Checkpoint`
+    stages      name -> `Training`; boxes: `PseudoLabels`, `Proposals`, `Filtered`, `Clusters`;
+                `Checkpoint`
     arms        name -> chain of stage names; each training starts from the one before
     controls    `Controls`: what the built-in controls are made of
     titles      of arms, by name
     timing      seconds of one core that `--plan` expects: of an update, by the stem of the training
-                config's name; of a whole run for "pseudo_labels" and "proposals"
+                config's name; of a whole run for what makes boxes: "pseudo_labels", "proposals",
+                "filtered", "clusters"
     budgets     name -> values of other keys, taken by `tools/compare.py --budget NAME`
 
 Other sections hold what these refer to, for example `updates` for "${updates.finetune}".
@@ -26,7 +28,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from predet.d2 import instantiate
 from predet.d2.embedded.overrides import parse_value
@@ -89,13 +91,44 @@ class Proposals:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Filtered:
+    """What filters leave of the boxes of another stage, by tools/box_store.py filter.
+
+    Args:
+        boxes: that stage.
+        options: of the tool, for example `{"nms": 0.5, "relative": [0.02, 0.9]}`.
+    """
+
+    boxes: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clusters:
+    """The boxes of another stage with clusters as classes, by tools/cluster_regions.py.
+
+    Args:
+        boxes: that stage.
+        backbone: the training whose backbone describes them.
+        on: section of `data` whose images they are of.
+        options: more options of the tool, for example `{"clusters": 64}`.
+    """
+
+    boxes: str
+    backbone: str
+    on: str = "unlabeled"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """Weights that are given as a file, for example of a detector trained on COCO."""
 
     path: str
 
 
-StageConfig = Training | PseudoLabels | Proposals | Checkpoint
+BoxStage = PseudoLabels | Proposals | Filtered | Clusters
+StageConfig = Training | BoxStage | Checkpoint
 
 
 class LabelBudget(NamedTuple):
@@ -204,6 +237,7 @@ class Controls:
 
     Args:
         scratch: the stage that trains from scratch on the labels; fine-tuning as well, usually.
+        scratch_of: arms whose detector is another one, with the stage that is `scratch` for them.
         teacher: the stage whose further training is control (c) of arms that have no teacher of
             their own; None takes `scratch`.
         shuffled: arms that are also run with the boxes of other images.
@@ -211,6 +245,7 @@ class Controls:
     """
 
     scratch: str = "finetune"
+    scratch_of: Mapping[str, str] = field(default_factory=dict)
     teacher: str | None = None
     shuffled: Sequence[str] = ()
     checkpoint: str | None = None
@@ -222,13 +257,18 @@ class Controls:
         titles: Mapping[str, str],
     ) -> tuple[Arm, ...]:
         """Add the stages and arms of the controls; returns who is compared with whom."""
-        default = self.teacher or self.scratch
-        for key, name in (("scratch", self.scratch), ("teacher", default)):
-            _check_chain(f"controls.{key}", (name,), stages)
-        candidates = [name for name, chain in arms.items() if chain != (self.scratch,)]
-        unknown = [name for name in self.shuffled if name not in candidates]
-        if unknown:
-            raise ValueError(f"controls.shuffled: there is no arm '{unknown[0]}' to shuffle")
+        scratches = dict.fromkeys([self.scratch, *self.scratch_of.values()])
+        wanted = [("scratch", stage) for stage in scratches] + [("teacher", self.teacher)]
+        for key, stage in wanted:
+            if stage is not None:
+                _check_chain(f"controls.{key}", (stage,), stages)
+        alone = {(stage,) for stage in scratches}
+        candidates = [name for name, chain in arms.items() if chain not in alone]
+        for key, given in (("shuffled", self.shuffled), ("scratch_of", self.scratch_of)):
+            unknown = [name for name in given if name not in candidates]
+            if unknown:
+                what = "shuffle" if key == "shuffled" else "compare with another scratch"
+                raise ValueError(f"controls.{key}: there is no arm '{unknown[0]}' to {what}")
         by_chain = {chain: name for name, chain in arms.items()}
         names = dict(titles)
 
@@ -240,15 +280,18 @@ class Controls:
             return by_chain[chain]
 
         found = {}
-        scratch = arm("scratch", "scratch", self.scratch)
         for name in candidates:
+            start = self.scratch_of.get(name, self.scratch)
+            scratch = "scratch" if start == self.scratch else f"scratch_{start}"
+            scratch = arm(scratch, scratch.replace("_", ", "), start)
+            title = names.get(scratch, scratch)
             total = sum(stage.updates for stage in feeding(arms[name], stages))
-            longer = f"{self.scratch}_{total}"
-            stages[longer] = dataclasses.replace(stages[self.scratch], updates=total)
-            teacher = teacher_of(arms[name], stages) or default
+            longer = f"{start}_{total}"
+            stages[longer] = dataclasses.replace(stages[start], updates=total)
+            teacher = teacher_of(arms[name], stages) or self.teacher or start
             own = {
                 "a": scratch,
-                "b": arm(f"scratch_{total}", f"scratch, {total} updates", longer),
+                "b": arm(f"{scratch}_{total}", f"{title}, {total} updates", longer),
                 "c": arm(f"{teacher}_{total}", f"{teacher}, {total} more updates", teacher, longer),
             }
             if name in self.shuffled:
@@ -266,6 +309,10 @@ def references(stage: StageConfig) -> Iterator[str]:
     """Names of the stages that a stage builds on, apart from its chain."""
     if isinstance(stage, PseudoLabels):
         yield stage.teacher
+    if isinstance(stage, (Filtered, Clusters)):
+        yield stage.boxes
+    if isinstance(stage, Clusters):
+        yield stage.backbone
     if isinstance(stage, Training):
         for value in stage.set.values():
             if isinstance(value, str) and value.startswith(REFERENCE):
@@ -316,8 +363,8 @@ def _stage(name: str, node: Any) -> StageConfig:
         raise ValueError(f"stages.{name}: {error}") from error
     if not isinstance(stage, StageConfig):
         raise ValueError(
-            f"stages.{name}: expected Training, PseudoLabels, Proposals or Checkpoint, "
-            f"got {stage!r}"
+            f"stages.{name}: expected one of "
+            f"{', '.join(kind.__name__ for kind in get_args(StageConfig))}, got {stage!r}"
         )
     return stage
 

@@ -16,14 +16,18 @@ from predet.data.dataset import DetectionDataset
 from predet.data.sources import load_images
 from predet.engine.comparison import (
     REFERENCE,
+    BoxStage,
     Cell,
     Checkpoint,
+    Clusters,
     Comparison,
+    Filtered,
     Proposals,
     PseudoLabels,
     StageConfig,
     Training,
     as_text,
+    references,
 )
 from predet.engine.config import find_config, load_config, override_config
 from predet.engine.config_text import flatten
@@ -34,6 +38,15 @@ from predet.version import __version__
 
 START = REFERENCE  # stands for the stage before in the chain; no stage has an empty name
 EVALUATIONS = 4  # during a training on labels, evenly spaced; the last is at its end
+
+
+# Of each stage that makes boxes: the kind of its folder, its tool, and what comes first.
+_BOX_TOOLS: dict[type, tuple[str, ...]] = {
+    PseudoLabels: ("pseudo_labels", "pseudo_label.py"),
+    Proposals: ("proposals", "extract_proposals.py"),
+    Filtered: ("filtered", "box_store.py", "filter"),
+    Clusters: ("clusters", "cluster_regions.py"),
+}
 
 
 class Resolved(NamedTuple):
@@ -184,42 +197,44 @@ class StageResolver:
             self._configs[path] = load_config(path)
         return copy.deepcopy(self._configs[path])
 
-    def _boxes(self, stage: PseudoLabels | Proposals, cell: Cell) -> Resolved:
-        source = self.comparison.data.get(stage.on) or {}
-        fingerprint = self.fingerprint(stage.on)
-        content = {"images": fingerprint, "options": dict(stage.options)}
-        teacher = None
-        if isinstance(stage, PseudoLabels):
-            teacher = self._resolve(stage.teacher, cell)
-            content["teacher"] = teacher.name
-        folder = self._folder("proposals" if teacher is None else "pseudo_labels", content)
-        options = {
-            "images": source["source"],
-            "split": source.get("split"),
-            "image-root": source.get("image_root"),
-            "output": folder,
-            **{key.replace("_", "-"): value for key, value in stage.options.items()},
-        }
-        if teacher is not None:
-            options |= {
-                "config-file": teacher.folder / "config.resolved.py",
-                "weights": teacher.weights,
-                "num-gpus": self.num_gpus,
+    def _boxes(self, stage: BoxStage, cell: Cell) -> Resolved:
+        made = {name: self._resolve(name, cell) for name in references(stage)}
+        kind, tool, *first = _BOX_TOOLS[type(stage)]
+        content: dict[str, Any] = {"options": dict(stage.options)}
+        options: dict[str, Any] = {}
+        if not isinstance(stage, Filtered):
+            source = self.comparison.data.get(stage.on) or {}
+            content["images"] = self.fingerprint(stage.on)
+            options = {
+                "images": source["source"],
+                "split": source.get("split"),
+                "image-root": source.get("image_root"),
             }
-        tool = "extract_proposals.py" if teacher is None else "pseudo_label.py"
-        given = [f"--{key}={value}" for key, value in options.items() if value is not None]
-        # The report is the last that is written about pseudo-labels; of proposals there is none.
-        product = folder / ("meta.json" if teacher is None else "report.json")
+        for role in ("teacher", "backbone", "boxes"):
+            name = getattr(stage, role, None)
+            if name is not None:
+                content[role] = made[name].name
+            if role == "boxes" and name is not None:
+                first.append(str(made[name].folder))
+            elif name is not None:
+                options["config-file"] = made[name].folder / "config.resolved.py"
+                options["weights"] = made[name].weights
+        folder = self._folder(kind, content)
+        options |= {"output": folder, **{k.replace("_", "-"): v for k, v in stage.options.items()}}
+        if isinstance(stage, PseudoLabels):
+            options["num-gpus"] = self.num_gpus
+        # The report is the last that is written about pseudo-labels; of other boxes there is none.
+        product = folder / ("report.json" if isinstance(stage, PseudoLabels) else "meta.json")
         return Resolved(
             name=folder.name,
             config=stage,
             folder=folder,
             weights=None,
             product=product,
-            command=self._tool(tool, *given),
-            needs=(teacher.name,) if teacher else (),
-            labels=teacher.labels if teacher else "",
-            seed=teacher.seed if teacher else None,
+            command=self._tool(tool, *first, *_arguments(options)),
+            needs=tuple(found.name for found in made.values() if found.command is not None),
+            labels=next((found.labels for found in made.values() if found.labels), ""),
+            seed=next((found.seed for found in made.values() if found.seed is not None), None),
         )
 
     def _checkpoint(self, name: str, stage: Checkpoint) -> Resolved:
@@ -241,6 +256,17 @@ class StageResolver:
 
     def _tool(self, name: str, *arguments: str) -> tuple[str, ...]:
         return (sys.executable, str(self.tools / name), *arguments)
+
+
+def _arguments(options: Mapping[str, Any]) -> list[str]:
+    """Options of a tool; one with several values comes as several words."""
+    given: list[str] = []
+    for name, value in options.items():
+        if isinstance(value, (list, tuple)):
+            given += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            given.append(f"--{name}={value}")
+    return given
 
 
 def _replaced(value: Any, made: Mapping[str, str]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib.util
 import json
@@ -11,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from predet.data.scenes import make_scenes
-from predet.engine.comparison import Proposals, PseudoLabels, Training, load_comparison
+from predet.engine.comparison import (
+    Clusters,
+    Filtered,
+    Proposals,
+    PseudoLabels,
+    Training,
+    load_comparison,
+)
 from predet.engine.comparison_run import plan
 from predet.engine.comparison_stages import StageResolver
 from predet.engine.config import load_config
@@ -69,6 +77,16 @@ def test_every_stage_can_be_run(config: str, data: Path) -> None:
     json.dumps([p.stage.command for p in planned])
 
 
+def parser_of(path: str, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
+    """Of a tool's command line."""
+    name = Path(path).stem
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)  # where its dataclasses look for themselves
+    spec.loader.exec_module(module)
+    return module.make_parser()
+
+
 @pytest.mark.parametrize("tool", ["pseudo_label", "extract_proposals"])
 def test_tools_take_the_options_of_their_stages(
     tool: str, data: Path, monkeypatch: pytest.MonkeyPatch
@@ -82,14 +100,36 @@ def test_tools_take_the_options_of_their_stages(
     resolver.comparison = dataclasses.replace(resolver.comparison, stages=stages)
     boxes = next(p.stage for p in plan(resolver) if p.stage.weights is None)
     assert Path(boxes.command[1]).stem == tool
-    spec = importlib.util.spec_from_file_location(tool, boxes.command[1])
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, tool, module)  # where its dataclasses look for themselves
-    spec.loader.exec_module(module)
-    args = module.make_parser().parse_intermixed_args(boxes.command[2:])
+    args = parser_of(boxes.command[1], monkeypatch).parse_intermixed_args(boxes.command[2:])
     assert args.images == str(data)
     assert args.output == str(boxes.folder)
     assert args.top_k == 10
+
+
+def test_tools_of_filters_and_clusters_take_the_options_of_their_stages(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolver = resolver_of("configs/tiny/compare_demo.py", "small", data)
+    stages = {
+        **resolver.comparison.stages,
+        "proposals": Proposals(),
+        "filtered": Filtered(
+            boxes="proposals", options={"nms": 0.5, "relative": [0.1, 0.8], "first": 9}
+        ),
+        "boxes": Clusters(
+            boxes="filtered", backbone="teacher", options={"clusters": 8, "short_side": 64}
+        ),
+    }
+    resolver.comparison = dataclasses.replace(resolver.comparison, stages=stages)
+    commands = {p.stage.name.split("-")[0]: p.stage.command for p in plan(resolver)}
+    command = commands["filtered"]
+    args = parser_of(command[1], monkeypatch).parse_args(command[2:])
+    assert (args.nms, args.relative, args.first) == (0.5, [0.1, 0.8], 9)
+    command = commands["clusters"]
+    args = parser_of(command[1], monkeypatch).parse_args(command[2:])
+    assert (args.images, args.clusters, args.short_side) == (str(data), 8, 64)
+    assert Path(args.store).name.startswith("filtered-")
+    assert Path(args.config_file).name == "config.resolved.py"
 
 
 @pytest.mark.parametrize("config", COMPARISONS)

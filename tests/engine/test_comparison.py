@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import os
@@ -17,7 +18,16 @@ from comparison_job import HERE, resolver_for
 
 from predet.d2.embedded.overrides import parse_value
 from predet.data.scenes import make_scenes
-from predet.engine.comparison import LabelBudget, as_text, load_comparison
+from predet.engine.comparison import (
+    Clusters,
+    Controls,
+    Filtered,
+    LabelBudget,
+    Proposals,
+    Training,
+    as_text,
+    load_comparison,
+)
 from predet.engine.comparison_page import page_blocks
 from predet.engine.comparison_run import plan, plan_text, run, write_page
 from predet.engine.comparison_stages import Resolved, StageResolver
@@ -64,6 +74,74 @@ def test_an_arm_without_a_teacher_has_scratch_trained_on() -> None:
     assert comparison.arms["finetune_200"] == ("finetune", "finetune_200")
     (method,) = (arm for arm in comparison.compared if arm.controls)
     assert method.controls == {"a": "scratch", "b": "scratch_200", "c": "finetune_200"}
+
+
+def test_detectors_of_several_kinds_have_controls_of_their_own() -> None:
+    def training(name: str, updates: int = 100) -> Training:
+        return Training(config=f"configs/tiny/{name}.py", on="train", updates=updates)
+
+    stages = {
+        "finetune": training("deformable_detr"),
+        "finetune_fcos": training("fcos"),
+        "pretrain": Training(config="configs/tiny/selftrain.py", on="unlabeled", updates=40),
+    }
+    arms = {"one": ("pretrain", "finetune"), "two": ("pretrain", "finetune_fcos")}
+    controls = Controls(scratch_of={"two": "finetune_fcos"})
+    found = {arm.name: arm.controls for arm in controls.add_to(stages, arms, {}) if arm.controls}
+    assert found["one"] == {"a": "scratch", "b": "scratch_140", "c": "finetune_140"}
+    assert found["two"] == {
+        "a": "scratch_finetune_fcos",
+        "b": "scratch_finetune_fcos_140",
+        "c": "finetune_fcos_140",
+    }
+    assert arms["scratch_finetune_fcos"] == ("finetune_fcos",)
+    assert arms["finetune_fcos_140"] == ("finetune_fcos", "finetune_fcos_140")
+    assert stages["finetune_fcos_140"] == training("fcos", 140)
+    with pytest.raises(ValueError, match="scratch_of: there is no arm 'three' to compare"):
+        Controls(scratch_of={"three": "finetune_fcos"}).add_to(dict(stages), {}, {})
+    with pytest.raises(ValueError, match="there is no stage 'nothing'"):
+        Controls(scratch_of={"one": "nothing"}).add_to(dict(stages), dict(arms), {})
+
+
+def test_boxes_are_filtered_and_clustered(tmp_path: Path, scenes: Path) -> None:
+    """Each box stage builds on others, and a change goes through to what reads the boxes."""
+
+    def resolve(seed: int, **options: object) -> list[Resolved]:
+        resolver = resolver_for(tmp_path / "out", f"data.train.source={scenes}")
+        stages = {
+            **resolver.comparison.stages,
+            "proposals": Proposals(options={"top_k": 10}),
+            "filtered": Filtered(boxes="proposals", options=options),
+            "boxes": Clusters(boxes="filtered", backbone="teacher", options={"clusters": 4}),
+        }
+        resolver.comparison = dataclasses.replace(resolver.comparison, stages=stages)
+        cell = resolver.comparison.cells[seed]
+        chain = resolver.chain("method", cell)
+        needed = {stage.name.split("-")[0]: stage for stage in resolver.closure(chain)}
+        return [needed[kind] for kind in ("proposals", "filtered", "clusters", "selftrain")]
+
+    proposals, filtered, clusters, pretraining = resolve(0, nms=0.5, relative=[0.02, 0.9])
+    assert filtered.needs == (proposals.name,)
+    assert filtered.command[2:4] == ("filter", str(proposals.folder))
+    assert "--nms=0.5" in filtered.command
+    assert filtered.command[-3:] == ("--relative", "0.02", "0.9")
+    assert clusters.command[2] == str(filtered.folder)
+    assert f"--images={scenes}" in clusters.command
+    weights = next(part for part in clusters.command if part.startswith("--weights="))
+    assert weights.endswith("checkpoints/last.pth")
+    assert filtered.name in clusters.needs
+    assert len(clusters.needs) == 2
+    assert clusters.name in pretraining.needs
+    assert (proposals.seed, filtered.seed, clusters.seed) == (None, None, 0)
+    assert clusters.labels == "10 labelled images"  # by its backbone, the teacher's
+    other_seed, other_filter = resolve(1, nms=0.5, relative=[0.02, 0.9]), resolve(0, nms=0.6)
+    same = [a.name == b.name for a, b in zip(resolve(0, nms=0.6), other_filter, strict=True)]
+    assert same == [True] * 4
+    assert [proposals.name, filtered.name] == [stage.name for stage in other_seed[:2]]
+    assert clusters.name != other_seed[2].name
+    changed = [s.name for s in other_filter]
+    assert changed[0] == proposals.name
+    assert not {filtered.name, clusters.name, pretraining.name} & set(changed)
 
 
 def test_a_given_checkpoint_is_control_e(tmp_path: Path, scenes: Path) -> None:
