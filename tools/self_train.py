@@ -9,6 +9,9 @@
 3. pretrain      train a new detector, whole, on these boxes
 4. finetune      train that one on the labelled images
 
+With --rounds N the student becomes the teacher of stages 2 to 4 again, N - 1 times (`pretrain_2`
+and so on). The paper has one round. Each round's detector begins anew; only boxes are handed on.
+
 Each stage is one of the other commands, printed as it starts. A stage that has finished is not run
 again and one that was killed goes on where it stopped: after an interruption run the same command.
 At the end AP of teacher and student on the test images, the time of each stage, and pictures.
@@ -39,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         records = run_stages(chain(args), output / "stages")
     except (ValueError, StageFailed) as error:
         sys.exit(f"error: {error}")
-    results = {name: read_results(output / name) for name in ("teacher", "finetune")}
-    text = summary(results, records, output)
+    text = summary(args.rounds, records, output)
     (output / "summary.txt").write_text(text)
     print(text)
 
@@ -48,8 +50,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 def chain(args: argparse.Namespace) -> list[Stage]:
     """The stages as commands."""
     output = Path(args.output)
-    teacher, store, pretrain = output / "teacher", output / "pseudo_labels", output / "pretrain"
-    finetune, pictures = output / "finetune", output / "pictures"
     labels = {
         "data.train.source": args.labeled,
         "data.train.split": args.labeled_split,
@@ -58,6 +58,20 @@ def chain(args: argparse.Namespace) -> list[Stage]:
         "data.test.source": args.test,
         "data.test.split": args.test_split,
     }
+    teacher = output / "teacher"
+    stages = [train(args, args.detector_config, teacher, labels, args.teacher)]
+    for number in range(1, args.rounds + 1):
+        stages += round_of(args, teacher, labels, suffix(number))
+        teacher = output / f"finetune{suffix(number)}"
+    return [*stages, *pictures_of(args, suffix(args.rounds))]
+
+
+def round_of(
+    args: argparse.Namespace, teacher: Path, labels: Mapping[str, object], own: str
+) -> list[Stage]:
+    """Boxes of a teacher, pre-training on them, fine-tuning; `own` ends the names of the stages."""
+    output = Path(args.output)
+    store, pretrain = output / f"pseudo_labels{own}", output / f"pretrain{own}"
     unlabeled = {
         "data.unlabeled.source": args.unlabeled,
         "data.unlabeled.split": args.unlabeled_split,
@@ -70,34 +84,39 @@ def chain(args: argparse.Namespace) -> list[Stage]:
         *(("--split", args.unlabeled_split) if args.unlabeled_split else ()),
         *("--num-gpus", args.num_gpus),
     )
+    finetune = output / f"finetune{own}"
     return [
-        train(args, args.detector_config, teacher, labels, args.teacher),
-        Stage("pseudo_labels", label, store / "report.json", ("teacher",)),
-        train(args, args.pretrain_config, pretrain, unlabeled, args.pretrain, "pseudo_labels"),
-        train(args, args.detector_config, finetune, labels | initial, args.finetune, "pretrain"),
-        *pictures_of(args, teacher, store, pretrain, finetune, pictures),
+        Stage(store.name, label, store / "report.json", (teacher.name,)),
+        train(args, args.pretrain_config, pretrain, unlabeled, args.pretrain, store.name),
+        train(args, args.detector_config, finetune, labels | initial, args.finetune, pretrain.name),
     ]
 
 
-def pictures_of(
-    args: argparse.Namespace, teacher: Path, store: Path, pretrain: Path, student: Path, to: Path
-) -> list[Stage]:
-    """Detections of teacher and student side by side, pseudo-labels, learning curves."""
+def suffix(number: int) -> str:
+    """Of a round's stages: none in the first."""
+    return "" if number == 1 else f"_{number}"
+
+
+def pictures_of(args: argparse.Namespace, own: str) -> list[Stage]:
+    """First teacher and last student side by side, the last pseudo-labels, learning curves."""
+    output = Path(args.output)
+    teacher, student, to = output / "teacher", output / f"finetune{own}", output / "pictures"
     detections = tool(
         *("visualize.py", "detections", "--config-file", student / "config.resolved.py"),
         *("--weights", f"teacher={last(teacher)}", f"student={last(student)}"),
         *("--output", to / PICTURES[0]),
     )
+    store = output / f"pseudo_labels{own}"
     labels = tool(
         *("visualize.py", "store", "--store", store, "--images", args.unlabeled),
         *(("--split", args.unlabeled_split) if args.unlabeled_split else ()),
         *("--output", to / PICTURES[1]),
     )
-    runs = (f"{run.name}={run}" for run in (teacher, pretrain, student))
+    runs = (f"{run.name}={run}" for run in (teacher, output / f"pretrain{own}", student))
     curves = tool("visualize.py", "curves", *runs, "--output", to / PICTURES[2])
     commands = (detections, labels, curves)
     return [
-        Stage(f"draw_{Path(name).stem}", command, to / name, ("finetune",))
+        Stage(f"draw_{Path(name).stem}", command, to / name, (student.name,))
         for name, command in zip(PICTURES, commands, strict=True)
     ]
 
@@ -132,18 +151,16 @@ def read_results(run: Path) -> dict[str, float]:
     return json.loads((run / "results.json").read_text())["results"]
 
 
-def summary(
-    results: Mapping[str, Mapping[str, float]], records: Sequence[StageRecord], output: Path
-) -> str:
-    rows = {
-        "teacher, few labels only": results["teacher"],
-        "student, pre-trained": results["finetune"],
-    }
-    lines = ["", f"{'on the test images':<28}" + "".join(f"{name:>8}" for name in METRICS)]
-    lines += [f"  {n:<26}" + "".join(f"{r[m]:>8.1f}" for m in METRICS) for n, r in rows.items()]
+def summary(rounds: int, records: Sequence[StageRecord], output: Path) -> str:
+    rows = {"teacher, few labels only": read_results(output / "teacher")}
+    for number in range(1, rounds + 1):
+        which = f", round {number}" if rounds > 1 else ""
+        rows[f"student, pre-trained{which}"] = read_results(output / f"finetune{suffix(number)}")
+    lines = ["", f"{'on the test images':<32}" + "".join(f"{name:>8}" for name in METRICS)]
+    lines += [f"  {n:<30}" + "".join(f"{r[m]:>8.1f}" for m in METRICS) for n, r in rows.items()]
     lines += ["", "wall time"]
-    lines += [f"  {record.name:<26}{record.seconds:>8.0f} s" for record in records]
-    lines.append(f"  {'total':<26}{sum(r.seconds for r in records):>8.0f} s")
+    lines += [f"  {record.name:<30}{record.seconds:>8.0f} s" for record in records]
+    lines.append(f"  {'total':<30}{sum(r.seconds for r in records):>8.0f} s")
     lines += ["", "pictures", *(f"  {output / 'pictures' / name}" for name in PICTURES), ""]
     return "\n".join(lines)
 
@@ -172,6 +189,7 @@ def make_parser() -> argparse.ArgumentParser:
         default="configs/small/selftrain.py",
         help="(default: %(default)s)",
     )
+    parser.add_argument("--rounds", type=positive, default=1, help="of self-training (default: 1)")
     parser.add_argument("--num-gpus", type=int, default=1, help="0: the CPU (default: 1)")
     for stage in ("teacher", "pretrain", "finetune"):
         parser.add_argument(
@@ -182,6 +200,13 @@ def make_parser() -> argparse.ArgumentParser:
             help=f"overrides of the config in the stage {stage}",
         )
     return parser
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
 
 
 if __name__ == "__main__":
