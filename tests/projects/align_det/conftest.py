@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from predet.d2 import Boxes, Instances
+from predet.modeling.backbone import ResNet
 from predet.pretext.semantic_targets import KeepClasses
 from predet.projects.align_det import AlignDet
+from predet.projects.torchvision_detectors import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 
 
 def two_views(batch: list[dict], seed: int = 0) -> list[dict]:
@@ -50,3 +52,28 @@ def method():
         return AlignDet(detector=copy.deepcopy(detector), **given).train()
 
     return make
+
+
+KINDS = {"retinanet": RetinaNet, "fcos": FCOS, "faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}
+
+
+def build_pyramid_detector(name: str, num_classes: int = 1) -> torch.nn.Module:
+    """One of torchvision's detectors, small, its backbone trained."""
+    dense = name in ("retinanet", "fcos")
+    backbone = ResNet(
+        depth=18,
+        weights=None,
+        norm="gn",
+        freeze_at=0,
+        out_stages=(3, 4, 5) if dense else (2, 3, 4, 5),
+    )
+    small = {"representation_size": 32, "proposals_train": 100, "proposals_test": 50}
+    return KINDS[name](
+        backbone=backbone, num_classes=num_classes, neck_channels=64, **({} if dense else small)
+    )
+
+
+@pytest.fixture
+def pyramid_detector():
+    """`pyramid_detector(name, num_classes)` builds a detector of torchvision."""
+    return build_pyramid_detector
