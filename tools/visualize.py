@@ -8,6 +8,10 @@ tools/visualize.py store --store STORE --images DIR [--split S] --output out.png
     the boxes of a box store: pseudo-labels, region proposals, imported boxes
 tools/visualize.py patches --config-file C --weights FILE --output out.png [key=value ...]
     patches of held-out images and where a UP-DETR model found them (Figure 5 of UP-DETR)
+tools/visualize.py queries --config-file C --weights [NAME=]FILE ... --output out.png
+    where the boxes of single queries fall, over many images (Figure 4 of DETReg)
+tools/visualize.py gradients --config-file C --weights FILE --output out.png [key=value ...]
+    which pixels move the best box and embedding of a pre-training model (Figure 5 of DETReg)
 tools/visualize.py batch --config-file C --output out.png [key=value ...]
     what training sees: the first images of the train loader after augmentation, with targets
 tools/visualize.py curves [NAME=]RUN ... --output out.png
@@ -25,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import open_dict
+from omegaconf import DictConfig, open_dict
 
 from predet.checkpoint import read_checkpoint
 from predet.d2 import instantiate
@@ -38,14 +42,18 @@ from predet.data.sampling import test_rng
 from predet.engine.config import load_config
 from predet.engine.inference import load_method, load_trained, trained_classes
 from predet.engine.log import setup_logging
+from predet.pretext.pixel_gradients import pixel_gradients
 from predet.projects.up_detr import cut_patches
 from predet.visualize import (
+    GradientPicture,
     Panel,
     PatchPicture,
     comparison,
     contact_sheet,
     draw_detections,
+    draw_gradients,
     draw_patches,
+    draw_queries,
     learning_curves,
     save_png,
 )
@@ -183,6 +191,61 @@ def patches(args: argparse.Namespace) -> Path:
     )
 
 
+@torch.no_grad()
+def queries(args: argparse.Namespace) -> Path:
+    """Where the boxes of single queries fall, a row for each checkpoint."""
+    counts = len(args.config_file), len(args.weights)
+    if counts[0] not in (1, counts[1]):
+        raise ValueError(f"--config-file: one for all or one for each of --weights, got {counts}")
+    configs = args.config_file * (counts[1] // counts[0])
+    boxes, sizes = {}, []
+    for file, weights in zip(configs, args.weights, strict=True):
+        cfg = load_config(file, args.opts)
+        detector = load_trained(cfg, read_checkpoint(_named(weights, None)[1]), DEVICE)
+        found = [detector.label([sample])[0] for sample in _test_samples(args, cfg)]
+        name = _named(weights, None)[0]
+        boxes[name] = np.stack([f.pred_boxes.tensor.cpu().numpy() for f in found])
+        sizes = [instances.image_size for instances in found]
+    return draw_queries(
+        args.output, boxes, np.array(sizes), num_queries=args.num_queries, title=args.title
+    )
+
+
+def gradients(args: argparse.Namespace) -> Path:
+    """Which pixels move the centre and the embedding of the most confident box of an image."""
+    cfg = load_config(args.config_file, args.opts)
+    model, _ = load_method(cfg, read_checkpoint(args.weights), DEVICE)
+    pictures = []
+    for sample in _test_samples(args, cfg):
+        found = pixel_gradients(model, sample, seed=args.seed)
+        maps = {"x of the centre": found.x, "y of the centre": found.y}
+        if found.embedding is not None:
+            maps["embedding"] = found.embedding
+        pictures.append(
+            GradientPicture(
+                _to_pixels(sample["image"]),
+                found.box.numpy(),
+                found.score,
+                {heading: values.numpy() for heading, values in maps.items()},
+                sample["key"],
+            )
+        )
+    return draw_gradients(
+        args.output, pictures, title=args.title, columns=args.columns, width=args.width
+    )
+
+
+def _test_samples(args: argparse.Namespace, cfg: DictConfig) -> Iterator[dict[str, Any]]:
+    """Images drawn from --images or the config's test set, as its test-time mapper makes them."""
+    dataset = _dataset(args) if args.images else instantiate(cfg.dataloader.test.dataset)
+    mapper = instantiate(cfg.dataloader.test.mapper)
+    for record in (dataset[index] for index in _draw(dataset, args)):
+        try:
+            yield mapper(record, test_rng(record.image_id))
+        except BadSampleError:
+            continue
+
+
 def _to_pixels(images: torch.Tensor) -> np.ndarray:
     """(..., 3, H, W) uint8 -> (..., H, W, 3)."""
     return images.movedim(-3, -1).contiguous().numpy()
@@ -253,7 +316,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(required=True, metavar="detections|store|patches|batch|curves")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, draw: Any, columns: int | None) -> Any:
         sub = commands.add_parser(name, help=draw.__doc__)
@@ -265,11 +328,14 @@ def make_parser() -> argparse.ArgumentParser:
             sub.add_argument("--columns", type=int, default=columns, help="images in a row")
         return sub.add_argument
 
-    def choice(add: Any, threshold: float | None, default: str) -> None:
+    def choice(add: Any) -> None:
         add("--split", help="split of the data set")
         add("--image-root", help="where a COCO file's names begin")
         add("--format", help="its format, if it should not be detected")
         add("--seed", type=int, default=0, help="draws the images (default: 0)")
+
+    def selection(add: Any, threshold: float | None, default: str) -> None:
+        choice(add)
         add("--score-threshold", type=float, default=threshold, help=f"(default: {default})")
         add("--top-k", type=int, help="the most boxes of an image, 0: all")
 
@@ -284,13 +350,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="one or several checkpoints of this config",
     )
     add("--images", help="folder or data set (default: the config's test set)")
-    choice(add, threshold=0.3, default="0.3")
+    selection(add, threshold=0.3, default="0.3")
     add("opts", nargs="*", metavar="key=value", help="changes to the config")
 
     add = command("store", store, columns=2)
     add("--store", required=True, help="folder of the box store")
     add("--images", required=True, help="folder or data set that the store was made from")
-    choice(add, threshold=None, default="the store's own choice")
+    selection(add, threshold=None, default="the store's own choice")
 
     add = command("patches", patches, columns=2)
     add("--config-file", required=True, metavar="FILE", help="the config that pre-trained it")
@@ -298,6 +364,24 @@ def make_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="draws images and patches (default: 0)")
     add("--score-threshold", type=float, default=0.0, help="(default: 0; the paper has 0.9)")
     add("--width", type=int, default=320, help="pixels of an image (default: 320)")
+    add("opts", nargs="*", metavar="key=value", help="changes to the config")
+
+    add = command("queries", queries, columns=1)
+    add("--config-file", required=True, nargs="+", metavar="FILE", help="of all, or one for each")
+    add(
+        "--weights", required=True, nargs="+", metavar="[NAME=]FILE", help="one or more checkpoints"
+    )
+    add("--images", help="folder or data set (default: the config's test set)")
+    choice(add)
+    add("--num-queries", type=int, default=10, help="the first ones are drawn (default: 10)")
+    add("--set", dest="opts", nargs="+", default=[], metavar="key=value", help="in the configs")
+
+    add = command("gradients", gradients, columns=1)
+    add("--config-file", required=True, metavar="FILE", help="the config that pre-trained it")
+    add("--weights", required=True, metavar="FILE", help="its checkpoint, not converted or cut")
+    add("--images", help="folder or data set (default: the config's test set)")
+    choice(add)
+    add("--width", type=int, default=240, help="pixels of an image (default: 240)")
     add("opts", nargs="*", metavar="key=value", help="changes to the config")
 
     add = command("batch", batch, columns=4)

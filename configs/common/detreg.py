@@ -20,7 +20,8 @@ from .pretext import data, dataloader
 SWAV = "weights/swav_800ep_pretrain.pth.tar"
 
 dataloader.train.num_workers = 8
-dataloader.test = None
+dataloader.test.mapper.augmentation.update(short_sides=[480], max_size=600)
+dataloader.evaluator = None  # "object" is no class of the data: tools/evaluate_proposals.py
 
 
 def pretrain(detector: DictConfig) -> DictConfig:

@@ -15,10 +15,12 @@ from .deformable_detr import lr_multiplier, model, optimizer, train
 
 model = pretrain(model)
 
-data.unlabeled.source = "datasets/photographs"
+data.unlabeled.source = data.test.source = "datasets/photographs"
+data.test.split = "val"
 data.patches.size = 64
 dataloader.train.mapper.augmentation = _labelled.train.mapper.augmentation
 dataloader.train.total_batch_size = 4
 dataloader.train.num_workers = 1
+dataloader.test = _labelled.test
 
 train.output_dir = "output/small/detreg"

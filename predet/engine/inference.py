@@ -82,10 +82,13 @@ def _untrained(cfg: DictConfig, names: Sequence[str]) -> nn.Module:
 
 
 def without_backbone_weights(cfg: DictConfig) -> DictConfig:
-    """A copy of `cfg` that builds the same model without reading weights for its backbone."""
+    """A copy of `cfg` that builds the same model without reading weights for its backbones."""
     cfg = copy.deepcopy(cfg)
     with open_dict(cfg):
-        for place in ("model.backbone", "model.detector.backbone"):
+        if OmegaConf.select(cfg, "model.patch_encoder.backbone") is not None:
+            cfg.model.patch_encoder.allow_random = True
+        # The encoder first: its weights may be told to be those of the detector.
+        for place in ("model.patch_encoder.backbone", "model.backbone", "model.detector.backbone"):
             backbone = OmegaConf.select(cfg, place)
             if backbone is not None and backbone.get("weights") is not None:
                 backbone.weights = None

@@ -185,7 +185,7 @@ def test_schedules(name: str) -> None:
     assert cfg.train.output_dir == f"output/{name}"
     if name == "updetr_in1k":
         return  # images of its own: test_updetr
-    if cfg.dataloader.test is not None:
+    if cfg.dataloader.evaluator is not None:
         resize = cfg.dataloader.test.mapper.augmentation
         assert (resize.short_sides, resize.max_size) == ([800], 1333)
     assert cfg.dataloader.train.mapper.augmentation._target_ is DETRAugmentation
@@ -232,6 +232,7 @@ UPDETR = {
     "shuffle": False,
     "mask": "queries",
     "mask_probability": 0.1,
+    "groups_apart": True,
     "reconstruction_weight": 1,
     "matching": "all",
 }

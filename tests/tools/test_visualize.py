@@ -155,3 +155,23 @@ def test_curves(tool: ModuleType, tmp_path: Path) -> None:
         tool.main(["curves", str(tmp_path / "a"), str(tmp_path / "b/a"), *output])
     with pytest.raises(SystemExit, match="no metrics to draw"):
         tool.main(["curves", str(tmp_path / "none"), *output])
+
+
+def test_queries_and_gradients_of_a_method(tool: ModuleType, place: Path, tmp_path: Path) -> None:
+    opts = ["model.detector.transformer.num_encoder_layers=1", f"data.test.source={place}/scenes"]
+    cfg = load_config("configs/tiny/detreg_detr.py", [*opts, "data.num_classes=1"])
+    cfg.model.patch_encoder.allow_random = True
+    torch.manual_seed(0)
+    provenance = {"class_names": ["object"]}
+    model = {"model": instantiate(cfg.model).state_dict(), "provenance": provenance}
+    save_checkpoint(tmp_path / "last.pth", model)
+    config = "--config-file=configs/tiny/detreg_detr.py"
+    weights = ["--weights", f"detreg={tmp_path}/last.pth", f"again={tmp_path}/last.pth"]
+    output = ["--output", str(tmp_path / "q.png"), "--num-images", "3", "--num-queries", "4"]
+    # The weights of backbone and encoder are in the checkpoint: no file is asked for.
+    lost = "model.detector.backbone.weights=nowhere.pth"
+    tool.main(["queries", config, *weights, *output, "--set", *opts, lost])
+    assert size_of(tmp_path / "q.png")[0] > 600
+    output = ["--output", str(tmp_path / "g.png"), "--num-images", "2", "--width", "100"]
+    tool.main(["gradients", config, "--weights", f"{tmp_path}/last.pth", *output, *opts, lost])
+    assert size_of(tmp_path / "g.png")[0] >= 4 * 100
