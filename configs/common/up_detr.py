@@ -45,6 +45,7 @@ def pretrain(detector: DictConfig) -> DictConfig:
         shuffle=False,
         mask="queries",
         mask_probability=0.1,
+        groups_apart=True,
         reconstruction_weight=1.0,
         freeze_backbone="auto",
         matching="all",

@@ -2,14 +2,15 @@
 
 Run: tools/lazyconfig_train_net.py --config-file configs/tiny/updetr.py --num-gpus 0 \\
     data.unlabeled.source=SCENES data.unlabeled.split=train data.test.split=test
-Then: tools/evaluate_patches.py --config-file configs/tiny/updetr.py --weights LAST ... and
-    tools/lazyconfig_train_net.py --config-file configs/tiny/detr.py train.reinit=auto \\
-        train.init_checkpoint=output/tiny/updetr/checkpoints/last.pth ...
+Look: tools/evaluate_patches.py --config-file configs/tiny/updetr.py --weights LAST ...
+Then: configs/tiny/detr.py with train.reinit=auto model.transformer.pre_norm=True
+    train.init_checkpoint=output/tiny/updetr/checkpoints/last.pth
 """
 
 from ..common.up_detr import data, dataloader, pretrain
 from .detr import lr_multiplier, model, optimizer, train
 
+model.transformer.pre_norm = True
 model = pretrain(model)
 
 data.unlabeled.source = "datasets/scenes"

@@ -39,6 +39,7 @@ class PatchQueries(nn.Module):
         mask: in training, what is left without a patch now and then: single "queries" (as the
             published weights were trained) or whole "patches" (as the paper says).
         mask_probability: of each query or patch.
+        groups_apart: whether self-attention is blocked between groups (section 3.2.1).
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class PatchQueries(nn.Module):
         shuffle: bool = False,
         mask: Masked = "queries",
         mask_probability: float = 0.1,
+        groups_apart: bool = True,
     ) -> None:
         super().__init__()
         if num_patches < 1:
@@ -65,6 +67,7 @@ class PatchQueries(nn.Module):
         self.shuffle = shuffle
         self.mask = mask
         self.mask_probability = mask_probability
+        self.groups_apart = groups_apart
         self.patch2query = nn.Linear(feature_dim, hidden_dim)
 
     def forward(self, features: Tensor, counts: Sequence[int]) -> PatchCondition:
@@ -90,7 +93,12 @@ class PatchQueries(nn.Module):
         patches = patches.index_put((image.to(features.device), group.to(features.device)), encoded)
         probability = self.mask_probability if self.training else 0.0
         return PatchCondition(
-            patches, self.add_to, self.shuffle and self.training, self.mask, probability
+            patches,
+            self.add_to,
+            self.shuffle and self.training,
+            self.mask,
+            probability,
+            self.groups_apart,
         )
 
 
@@ -102,6 +110,7 @@ class PatchCondition(NamedTuple):
     shuffle: bool
     mask: Masked
     mask_probability: float
+    groups_apart: bool
 
     def __call__(self, queries: Queries) -> Queries:
         """(B, N, D) queries, unmasked -> as many, of which query i is in the i-th's group.
@@ -123,7 +132,7 @@ class PatchCondition(NamedTuple):
             added = added * (kept[:, group] if self.mask == "patches" else kept)
         return queries._replace(
             **{self.add_to: getattr(queries, self.add_to) + added},
-            attention_mask=group_mask(group),
+            attention_mask=group_mask(group) if self.groups_apart else None,
         )
 
 

@@ -165,6 +165,13 @@ def test_shuffling_permutes_whole_queries_of_each_image_in_training_only():
     assert torch.equal(still.content, queries.content)
 
 
+def test_groups_may_see_each_other():
+    layer, queries = make(num_patches=3, groups_apart=False).eval(), make_queries(1, 6)
+    conditioned = layer(torch.randn(3, 6), [3])(queries)
+    assert conditioned.attention_mask is None
+    assert not torch.equal(conditioned.position, queries.position)
+
+
 def test_queries_of_detr_have_no_reference_to_shuffle():
     layer = make(num_patches=3, shuffle=True).train()
     queries = make_queries(1, 6)._replace(reference=None)
