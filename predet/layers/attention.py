@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from predet.layers.checkpointing import run_block
+from predet.layers.dropout import draws_cheaply, dropout
 
 
 class MultiHeadAttention(nn.Module):
@@ -54,16 +59,14 @@ class MultiHeadAttention(nn.Module):
             pad_mask: (B, M) bool, True = padding, seen by no query. Each image keeps at least
                 one key.
             attention_mask: (N, M), (B, N, M) or (B, H, N, M); bool, True = blocked, or float,
-                added to the attention logits.
+                added to the attention logits. Each query keeps at least one key.
 
         Returns:
             (B, N, D).
         """
         q, k, v = self._project(query, key, value)
         mask = _merge_masks(pad_mask, attention_mask, q.dtype)
-        mixed = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
-        )  # (B, H, N, C)
+        mixed = _attend(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, H, N, C)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,6 +79,23 @@ class MultiHeadAttention(nn.Module):
             k = F.linear(key, weight[D : 2 * D], bias[D : 2 * D])
         v = F.linear(value, weight[2 * D :], bias[2 * D :])
         return tuple(x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rate: float) -> Tensor:
+    """`F.scaled_dot_product_attention`, whose kernels for the CPU know no dropout."""
+    if rate == 0 or not draws_cheaply(q):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
+    # As those kernels do, keep no attention weights: there are three tensors of their size.
+    return run_block(_attend_plainly, q, k, v, mask, rate, checkpointing=True)
+
+
+def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rate: float) -> Tensor:
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+    if mask is not None:
+        logits = (
+            logits.masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask
+        )
+    return dropout(logits.softmax(dim=-1), rate, training=True) @ v
 
 
 def _merge_masks(

@@ -84,7 +84,7 @@ class MultiScaleDeformableAttention(nn.Module):
         H, L, P = self.num_heads, self.num_levels, self.num_points
         projected = self.value_proj(value)
         if pad_mask is not None:
-            projected = projected.masked_fill(pad_mask[..., None], 0)
+            projected.masked_fill_(pad_mask[..., None], 0)
         # bf16 offsets would move samples by a good part of a pixel.
         with torch.autocast(query.device.type, enabled=False):
             wide = query.to(self.sampling_offsets.weight.dtype)

@@ -11,10 +11,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from predet.layers.attention import MultiHeadAttention
 from predet.layers.checkpointing import run_block
+from predet.layers.dropout import add_dropout
+from predet.layers.feed_forward import FeedForward
 
 
 class Transformer(nn.Module):
@@ -231,28 +232,8 @@ class Residual(nn.LayerNorm):
     def forward(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
         """(..., D) -> (..., D)."""
         update = branch(super().forward(x) if self.pre_norm else x)
-        x = x + F.dropout(update, self.dropout, self.training)
+        x = add_dropout(x, update, self.dropout, self.training)
         return x if self.pre_norm else super().forward(x)
-
-
-class FeedForward(nn.Module):
-    """Two linear layers with an activation and dropout between them."""
-
-    def __init__(
-        self, *, hidden_dim: int, ffn_dim: int, dropout: float, activation: str = "relu"
-    ) -> None:
-        super().__init__()
-        activations = {"relu": F.relu_, "gelu": F.gelu}  # in place: the widest tensors of a model
-        if activation not in activations:
-            raise ValueError(f"activation must be one of {list(activations)}, got {activation!r}")
-        self.linear1 = nn.Linear(hidden_dim, ffn_dim)
-        self.linear2 = nn.Linear(ffn_dim, hidden_dim)
-        self.dropout = nn.Dropout(dropout)
-        self.activation = activations[activation]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
-        return self.linear2(self.dropout(self.activation(self.linear1(x))))
 
 
 def xavier_init(module: nn.Module) -> None:

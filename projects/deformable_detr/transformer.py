@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from predet.layers.attention import MultiHeadAttention
 from predet.layers.checkpointing import run_block
 from predet.layers.deformable_attention import MultiScaleDeformableAttention
-from predet.layers.transformer import FeedForward, Residual, xavier_init
+from predet.layers.feed_forward import FeedForward
+from predet.layers.transformer import Residual, xavier_init
 from predet.modeling.outputs import DetectorOutput, Queries
 from predet.ops.boxes import inverse_sigmoid
 

@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from predet.layers import feed_forward
+from predet.layers.dropout import dropout
+from predet.layers.feed_forward import FeedForward
 from predet.layers.mlp import MLP
 from predet.layers.norm import FrozenBatchNorm2d, freeze_batch_norm, group_norm, norm_layer
-from predet.layers.transformer import FeedForward, Residual, Transformer
+from predet.layers.transformer import Residual, Transformer
 
 
 def test_mlp_is_linear_relu_linear():
@@ -90,6 +93,43 @@ def test_feed_forward_activations():
         torch.testing.assert_close(ffn(x), ffn.linear2(function(ffn.linear1(x))))
     with pytest.raises(ValueError, match="got 'swish'"):
         FeedForward(hidden_dim=8, ffn_dim=16, dropout=0.0, activation="swish")
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_feed_forward_in_parts_is_the_whole_to_the_bit_of_its_dropout(monkeypatch, activation):
+    """Rows that do not fill the parts; gradients of everything, in fp64."""
+    torch.manual_seed(0)
+    ffn = FeedForward(hidden_dim=8, ffn_dim=16, dropout=0.3, activation=activation).double()
+    x = torch.randn(2, 7, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 7, 8, dtype=torch.float64)
+    kept = []
+
+    def run(function) -> list[torch.Tensor]:
+        torch.manual_seed(1)
+        leaves = (x, *ffn.parameters())
+        output = function(x)
+        return [output, *torch.autograd.grad((output * weight).sum(), leaves)]
+
+    def by_rows(x: torch.Tensor) -> torch.Tensor:
+        """The same draws: those of five rows at a time."""
+        hidden = [getattr(nn.functional, activation)(ffn.linear1(r)) for r in rows_of(x)]
+        return ffn.linear2(torch.cat([dropout(h, 0.3, True) for h in hidden])).view_as(x)
+
+    def rows_of(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return x.flatten(0, 1).split(5)
+
+    monkeypatch.setattr(feed_forward, "_HIDDEN_NUMBERS", 5 * 16)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        found = run(ffn)
+    assert all(tensor.shape[-1] != 16 for tensor in kept), "the hidden layer is not kept"
+    for a, b in zip(found, run(by_rows), strict=True):
+        torch.testing.assert_close(a, b)
+    ffn.eval()
+    torch.testing.assert_close(ffn(x), by_rows_without_dropout(ffn, activation, x))
+
+
+def by_rows_without_dropout(ffn: FeedForward, activation: str, x: torch.Tensor) -> torch.Tensor:
+    return ffn.linear2(getattr(nn.functional, activation)(ffn.linear1(x)))
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])
