@@ -1,7 +1,7 @@
 """AlignDet of the tiny Faster R-CNN of torchvision on proposals, for a CPU, nothing downloaded.
 
-Run: tools/lazyconfig_train_net.py --num-gpus 0 --config-file configs/tiny/align_det_faster_rcnn.py \\
-    data.unlabeled.source=IMAGES data.store=STORE
+Run: tools/lazyconfig_train_net.py --num-gpus 0 data.unlabeled.source=IMAGES data.store=STORE \\
+    --config-file configs/tiny/align_det_faster_rcnn.py
 Then configs/tiny/faster_rcnn.py with train.reinit=[last-layers]; see configs/tiny/align_det.py.
 """
 

@@ -1,0 +1,18 @@
+"""AlignDet of an H-Deformable DETR R50 on a folder of one's own unlabelled images.
+
+As `configs/align_det_folder.py`, of which it takes data, length and batch. The contrast is of the
+one-to-one queries; both groups learn classes and boxes.
+
+Run: tools/lazyconfig_train_net.py --num-gpus 1 data.unlabeled.source=IMAGES data.store=STORE \\
+    --config-file configs/align_det_h_deformable_folder.py
+Then configs/h_deformable_detr_folder.py with train.reinit=[last-layers] and
+    train.init_checkpoint=output/folder/align_det_h_deformable/checkpoints/last.pth
+"""
+
+from .align_det_folder import data, dataloader, lr_multiplier, optimizer, train
+from .common.align_det import pretrain
+from .common.models.h_deformable_detr import model
+
+model = pretrain(model)
+
+train.output_dir = "output/folder/align_det_h_deformable"
