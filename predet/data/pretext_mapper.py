@@ -1,4 +1,8 @@
-"""From a record to a sample of pre-training: an image, boxes from any source, and their patches."""
+"""From a record to a sample of pre-training: an image, boxes from any source, and their patches.
+
+An image keeps its place in the batch whatever boxes it has; where the published code resamples,
+boxes are missing and counted (docs/decisions/0015-missing-boxes.md).
+"""
 
 from __future__ import annotations
 

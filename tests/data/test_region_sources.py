@@ -22,6 +22,7 @@ from predet.data.pretext_mapper import PretextMapper
 from predet.data.region_search import RegionSearch
 from predet.data.sources import without_annotations
 from predet.data.stored_boxes import RegionsOfOtherImages, StoredBoxes, StoredRegions
+from predet.engine import train_net
 from predet.engine.provenance import check_same_run, run_identity
 from predet.ops.selective_search import rank, selective_search, to_rows
 
@@ -169,6 +170,9 @@ def test_images_with_fewer_boxes_are_counted_and_reported(photos, tmp_path, capl
     assert (missing.samples, missing.short, missing.boxes, missing.first) == (12, 3, 12, "b/0.png")
     assert missing.summary().startswith("3 of 12 samples had fewer boxes than asked for, 12 boxes")
     assert caplog.text.count("b/0.png has 4 boxes fewer than asked for") == 1
+    caplog.clear()
+    train_net._report_bad_samples(loader)  # at the end of a run
+    assert "training data, process 0: 3 of 12 samples had fewer boxes" in caplog.text
 
 
 def test_a_store_of_another_search_is_refused(photos, tmp_path):
