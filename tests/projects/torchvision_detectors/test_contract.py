@@ -148,3 +148,25 @@ def test_a_copy_of_a_compiled_detector_runs_on_its_own_weights(name, parts):
         images = model.preprocess(parts.make_batch())
         first, second = model.features(images), twin.features(images)
     assert not torch.equal(first["0"], second["0"])
+
+
+def test_a_checkpoint_of_other_classes_is_refused_by_name(name, parts):
+    source = parts.build(name, num_classes=5)
+    with pytest.raises(ValueError, match=r"train\.reinit") as caught:
+        load_detector(parts.build(name), {"model": source.state_dict()})
+    for layer in source.class_layers:
+        assert f"shape: {layer}.weight expected" in str(caught.value)
+    assert str(caught.value).count("shape: ") == 2 * len(source.class_layers)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("mask_rcnn", "faster_rcnn"), ("faster_rcnn", "mask_rcnn")]
+)
+def test_detectors_with_and_without_masks_take_each_others_weights(name, other, parts):
+    torch.manual_seed(0)
+    source, target = parts.build(name), parts.build(other)
+    branch = ("network.roi_heads.mask_head", "network.roi_heads.mask_predictor")
+    load_detector(target, {"model": source.state_dict()}, reinit=branch)
+    for key, value in target.state_dict().items():
+        if "mask" not in key:
+            assert torch.equal(value, source.state_dict()[key]), key
