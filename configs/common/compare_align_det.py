@@ -1,0 +1,159 @@
+"""AlignDet against its controls: the chain backbone, proposals, box domain, fine-tuning.
+
+A detector of the DETR family, a dense and a two-stage one, each with its own scratch; or, with
+`ablations`, one of them in many ways. A recipe imports the sections and sets `data`, `updates`,
+`comparison`, `timing` and `budgets`. All arms of a seed share one backbone, trained on the images,
+and one set of proposals.
+"""
+
+from predet.d2 import LazyCall as L
+from predet.engine.comparison import Clusters, Controls, Filtered, Proposals, Training
+
+comparison = dict(title="AlignDet", labels=[20], seeds=3, matters=1.0)
+data = dict(
+    train=dict(source="datasets/mine", split="train", image_root=None),
+    unlabeled=dict(source="${data.train.source}", split="train", image_root=None),
+    test=dict(source="${data.train.source}", split="test", image_root=None),
+)
+updates = dict(backbone=200, pretrain=200, finetune=200)
+boxes = dict(num=10, clusters=32)  # proposals of an image; clusters of all of them
+given = dict(backbone="stage:backbone")  # or a file with weights of a ResNet-18
+
+BACKBONE = "model.detector.backbone.weights"
+
+
+def stages_with(
+    *,
+    training: dict | None = None,
+    evaluation: dict | None = None,
+    views: dict | None = None,
+    search: dict | None = None,
+    filters: dict | None = None,
+    clustering: dict | None = None,
+    backbone: dict | None = None,
+) -> dict:
+    """The stages of all three detectors and of the ablations.
+
+    Args:
+        training: keys of every training on labels; `evaluation`: more of them.
+        views: keys of every AlignDet.
+        search, filters, clustering: options of proposals, of their filters and of their clusters.
+        backbone: keys of the backbone's training.
+    """
+    training, evaluation, views = training or {}, evaluation or {}, views or {}
+
+    def supervised(detector: str, **keys: object):
+        return L(Training)(
+            config=f"configs/tiny/{detector}.py",
+            on="train",
+            updates="${updates.finetune}",
+            set={**training, **evaluation, **keys},
+        )
+
+    def tuned(detector: str, *fresh: str):
+        return supervised(detector, **{"train.reinit": list(fresh) or ["last-layers"]})
+
+    def aligned(config: str, boxes: str = "filtered", **keys: object):
+        return L(Training)(
+            config=f"configs/tiny/{config}.py",
+            on="unlabeled",
+            updates="${updates.pretrain}",
+            set={
+                "data.store": f"stage:{boxes}",
+                "data.selection.top_k": "${boxes.num}",
+                BACKBONE: "${given.backbone}",
+                **views,
+                **keys,
+            },
+        )
+
+    def one_side(contrast: float, detection: float):
+        weights = {"loss_contrast": contrast, "detection": detection}
+        return aligned("align_det", "clusters", **{"model.weights": weights})
+
+    neck = ["all-but-backbone", "all-but-input_proj", "all-but-transformer.encoder"]
+    random = {BACKBONE: None}
+    own_backbone = {"model.backbone.weights": "${given.backbone}"}
+    return dict(
+        backbone=L(Training)(
+            config="configs/tiny/image_domain.py",
+            on="unlabeled",
+            updates="${updates.backbone}",
+            set=backbone or {},
+        ),
+        proposals=L(Proposals)(options=search or {}),
+        filtered=L(Filtered)(boxes="proposals", options=filters or {}),
+        clusters=L(Clusters)(
+            boxes="filtered",
+            backbone="backbone",
+            options={"clusters": "${boxes.clusters}", **(clustering or {})},
+        ),
+        align=aligned("align_det", "clusters"),
+        align_retinanet=aligned("align_det_retinanet"),
+        align_faster_rcnn=aligned("align_det_faster_rcnn"),
+        tune=tuned("deformable_detr"),
+        tune_retinanet=tuned("retinanet"),
+        tune_faster_rcnn=tuned("faster_rcnn"),
+        finetune=supervised("deformable_detr"),
+        finetune_retinanet=supervised("retinanet"),
+        finetune_faster_rcnn=supervised("faster_rcnn"),
+        backbone_only=supervised("deformable_detr", **own_backbone),
+        contrast=one_side(1.0, 0.0),
+        regression=one_side(0.0, 1.0),
+        object_only=aligned("align_det"),
+        trained_backbone=aligned("align_det", "clusters", **{"model.freeze_backbone": False}),
+        random_backbone=aligned("align_det", **random),
+        random_frozen=aligned("align_det", **random, **{"model.freeze_backbone": True}),
+        tune_neck=tuned("deformable_detr", *neck),
+        tune_boxes=tuned("deformable_detr", "class_head"),
+    )
+
+
+three_arms = dict(
+    scratch=["finetune"],
+    align=["align", "tune"],
+    scratch_retinanet=["finetune_retinanet"],
+    align_retinanet=["align_retinanet", "tune_retinanet"],
+    scratch_faster_rcnn=["finetune_faster_rcnn"],
+    align_faster_rcnn=["align_faster_rcnn", "tune_faster_rcnn"],
+)
+three_titles = dict(
+    scratch="Deformable DETR, scratch",
+    align="Deformable DETR, AlignDet",
+    scratch_retinanet="RetinaNet, scratch",
+    align_retinanet="RetinaNet, AlignDet",
+    scratch_faster_rcnn="Faster R-CNN, scratch",
+    align_faster_rcnn="Faster R-CNN, AlignDet",
+)
+three_controls = L(Controls)(
+    scratch="finetune",
+    scratch_of=dict(align_retinanet="finetune_retinanet", align_faster_rcnn="finetune_faster_rcnn"),
+    shuffled=["align"],
+)
+
+ablation_arms = dict(
+    scratch=["finetune"],
+    align=["align", "tune"],
+    contrast=["contrast", "tune"],
+    regression=["regression", "tune"],
+    object_only=["object_only", "tune"],
+    neck_only=["align", "tune_neck"],
+    with_box_layer=["align", "tune_boxes"],
+    backbone_only=["backbone_only"],
+    trained_backbone=["trained_backbone", "tune"],
+    random_backbone=["random_backbone", "tune"],
+    random_frozen=["random_frozen", "tune"],
+)
+ablation_titles = dict(
+    align="AlignDet",
+    contrast="contrast alone",
+    regression="clusters and boxes alone",
+    object_only="objectness instead of clusters",
+    neck_only="only the neck is transferred",
+    with_box_layer="the last box layer is transferred, too",
+    backbone_only="own backbone, no box domain",
+    trained_backbone="own backbone, trained on",
+    random_backbone="random backbone, trained",
+    random_frozen="random backbone, frozen",
+)
+ablation_controls = L(Controls)(scratch="finetune")

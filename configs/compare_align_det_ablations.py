@@ -1,0 +1,62 @@
+"""What in AlignDet helps, on drawn scenes with 100 labelled images: one part changed at a time.
+
+    tools/make_scenes.py datasets/scenes --num-classes 3 --clutter 0.5 \\
+        --split train=1200 --split test=200
+    tools/compare.py --config-file configs/compare_align_det_ablations.py \\
+        --output output/compare_align_det_ablations --budget cpu --jobs 2 --num-gpus 0 \\
+        data.train.source=datasets/scenes
+
+Two-stage Deformable DETR: contrast or regression alone; objectness instead of clusters; the neck or
+the last box layer transferred; the backbone of one's own images frozen or trained on, or random.
+Given weights in its place: given.backbone=FILE. Object-centric images, of one object each: draw
+them with tools/make_scenes.py datasets/single --max-objects 1 --num-images 1200, and run once more
+into another folder with data.unlabeled.source=datasets/single data.unlabeled.split=null.
+"""
+
+from .common.compare_align_det import ablation_arms as arms
+from .common.compare_align_det import ablation_controls as controls
+from .common.compare_align_det import ablation_titles as titles
+from .common.compare_align_det import boxes, comparison, data, given, stages_with, updates
+
+comparison.title = "AlignDet: ablations on scenes"
+comparison.labels = [100]
+data.train.source = "datasets/scenes"
+
+updates.backbone = updates.pretrain = 120
+updates.finetune = 150
+
+_bf16 = {"train.precision": "bf16"}  # a third faster on processors that multiply in it, and on GPUs
+stages = stages_with(
+    training=_bf16,
+    views=_bf16,
+    backbone=_bf16,
+    search={"mode": "fast", "resize": "128", "workers": 1},
+    filters={"relative": [0.08, 0.8], "aspect": 3, "nms": 0.5},
+    clustering={"level": -2, "short_side": 256},
+)
+
+# Seconds of one core: an update with its share of evaluation, a run for boxes; AMD EPYC.
+timing = dict(
+    image_domain=0.45,
+    align_det=0.7,
+    deformable_detr=0.65,
+    proposals=60.0,
+    filtered=10.0,
+    clusters=90.0,
+)
+
+budgets = dict(
+    small={
+        "comparison.seeds": 2,
+        "updates.backbone": 60,
+        "updates.pretrain": 60,
+        "updates.finetune": 60,
+    },
+    cpu={"comparison.seeds": 3},
+    gpu={
+        "comparison.seeds": 5,
+        "updates.backbone": 4000,
+        "updates.pretrain": 4000,
+        "updates.finetune": 2000,
+    },
+)

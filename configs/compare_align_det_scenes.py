@@ -1,0 +1,64 @@
+"""Does AlignDet help on drawn scenes with 100 labelled images? Three kinds of detectors.
+
+    tools/make_scenes.py datasets/scenes --num-classes 3 --clutter 0.5 \\
+        --split train=1200 --split test=200
+    tools/compare.py --config-file configs/compare_align_det_scenes.py \\
+        --output output/compare_align_det_scenes --budget cpu --jobs 2 --num-gpus 0 \\
+        data.train.source=datasets/scenes
+
+The whole chain without labels on all 1200 images: a ResNet-18 by contrast of images and places,
+Selective Search, filters, clusters (DETR family), AlignDet with the backbone frozen; then
+fine-tuning with new last layers. Scratch has as many updates in all; its backbone is random.
+"""
+
+from .common.compare_align_det import boxes, comparison, data, given, stages_with, updates
+from .common.compare_align_det import three_arms as arms
+from .common.compare_align_det import three_controls as controls
+from .common.compare_align_det import three_titles as titles
+
+comparison.title = "AlignDet on scenes"
+comparison.labels = [100]
+data.train.source = "datasets/scenes"
+
+updates.backbone = updates.pretrain = 150
+updates.finetune = 200
+
+_bf16 = {"train.precision": "bf16"}  # a third faster on processors that multiply in it, and on GPUs
+stages = stages_with(
+    training=_bf16,
+    views=_bf16,
+    backbone=_bf16,
+    search={"mode": "fast", "resize": "128", "workers": 1},
+    filters={"relative": [0.08, 0.8], "aspect": 3, "nms": 0.5},
+    clustering={"level": -2, "short_side": 256},
+)
+
+# Seconds of one core: an update with its share of evaluation, a run for boxes; AMD EPYC.
+timing = dict(
+    image_domain=0.45,
+    align_det=0.45,
+    align_det_retinanet=0.35,
+    align_det_faster_rcnn=0.4,
+    deformable_detr=0.65,
+    retinanet=0.6,
+    faster_rcnn=1.1,
+    proposals=60.0,
+    filtered=10.0,
+    clusters=90.0,
+)
+
+budgets = dict(
+    small={
+        "comparison.seeds": 2,
+        "updates.backbone": 60,
+        "updates.pretrain": 60,
+        "updates.finetune": 80,
+    },
+    cpu={"comparison.seeds": 3},
+    gpu={
+        "comparison.seeds": 5,
+        "updates.backbone": 4000,
+        "updates.pretrain": 4000,
+        "updates.finetune": 2000,
+    },
+)
