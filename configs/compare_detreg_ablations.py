@@ -1,0 +1,114 @@
+"""What matters in DETReg: its ablations on the tiny Deformable DETR, 100 labelled scenes.
+
+    tools/make_scenes.py datasets/scenes --num-classes 3 --clutter 0.5 \\
+        --split train=1200 --split test=200
+    tools/compare.py --config-file configs/compare_detreg_ablations.py --budget cpu --jobs 2 \\
+        --num-gpus 0 --output output/compare_detreg_ablations data.train.source=datasets/scenes
+
+The weight of the embedding (0, 1, 2) with a frozen backbone or a trained one, regions of other
+images (Table 5); which of the regions are taken (Table 6); random boxes and annotated ones, which
+bound what boxes can do; and an encoder of random weights, which says whether it is the features
+that help. Backbone and encoder are those of image-domain pre-training on the same images.
+"""
+
+from predet.d2 import LazyCall as L
+from predet.engine.comparison import Controls, Proposals, Training
+
+comparison = dict(title="Ablations of DETReg", labels=[100], seeds=3, matters=1.0)
+data = dict(
+    train=dict(source="datasets/scenes", split="train", image_root=None),
+    unlabeled=dict(source="${data.train.source}", split="train", image_root=None),
+    test=dict(source="${data.train.source}", split="test", image_root=None),
+)
+updates = dict(backbone=150, pretrain=120, finetune=220)
+
+_config = "configs/tiny/detreg_{}.py"
+_store = {"data.store": "stage:regions"}
+_boxes, _pick = "dataloader.train.mapper.boxes", "predet.data.box_picks"
+_none, _double = {"model.embedding_weight": 0.0}, {"model.embedding_weight": 2.0}
+_trained = {"model.freeze_backbone": False}
+_other = {f"{_boxes}._target_": "predet.data.stored_boxes.RegionsOfOtherImages"}
+VARIANTS = dict(
+    detreg=("store", _store),
+    no_embedding=("store", {**_store, **_none}),
+    double_embedding=("store", {**_store, **_double}),
+    trained=("store", {**_store, **_trained}),
+    trained_no_embedding=("store", {**_store, **_trained, **_none}),
+    trained_double_embedding=("store", {**_store, **_trained, **_double}),
+    other_regions_no_embedding=("store", {**_store, **_trained, **_none, **_other}),
+    random_k=("store", {**_store, f"{_boxes}.pick._target_": f"{_pick}.RandomK"}),
+    importance=("store", {**_store, f"{_boxes}.pick._target_": f"{_pick}.ImportanceSampling"}),
+    random_patches=("random_patches", {}),
+    annotated=("annotated", {}),
+    random_encoder=(
+        "store",
+        {
+            **_store,
+            "model.patch_encoder.backbone.weights": None,
+            "model.patch_encoder.allow_random": True,
+        },
+    ),
+)
+_all = {"train.precision": "bf16"}  # a third faster on processors that multiply in it, and on GPUs
+stages = dict(
+    backbone=L(Training)(
+        config="configs/tiny/image_domain.py", on="unlabeled", updates="${updates.backbone}"
+    ),
+    regions=L(Proposals)(options={"recipe": "detreg"}),
+    finetune=L(Training)(
+        config="configs/tiny/deformable_detr_one_stage.py",
+        on="train",
+        updates="${updates.finetune}",
+        set={**_all, "model.backbone.weights": "stage:backbone"},
+    ),
+) | {
+    name: L(Training)(
+        config=_config.format(source),
+        on="unlabeled",
+        updates="${updates.pretrain}",
+        set={**_all, "model.detector.backbone.weights": "stage:backbone", **keys},
+    )
+    for name, (source, keys) in VARIANTS.items()
+}
+arms = dict(scratch=["finetune"]) | {name: [name, "finetune"] for name in VARIANTS}
+titles = dict(
+    detreg="DETReg: frozen, embedding x 1, first 10 regions",
+    no_embedding="frozen, no embedding",
+    double_embedding="frozen, embedding x 2",
+    trained="backbone trained, embedding x 1",
+    trained_no_embedding="backbone trained, no embedding",
+    trained_double_embedding="backbone trained, embedding x 2",
+    other_regions_no_embedding="regions of other images, backbone trained, no embedding",
+    random_k="any 10 regions",
+    importance="10 regions by importance",
+    random_patches="random boxes",
+    annotated="annotated boxes without classes",
+    random_encoder="encoder of random weights",
+)
+controls = L(Controls)()
+
+# Seconds of one core: an update with its share of evaluation, the search in all images.
+timing = dict(
+    image_domain=0.5,
+    deformable_detr_one_stage=0.45,
+    detreg_store=0.45,
+    detreg_random_patches=0.45,
+    detreg_annotated=0.45,
+    proposals=60.0,
+)
+
+budgets = dict(
+    small={
+        "comparison.seeds": 2,
+        "updates.backbone": 40,
+        "updates.pretrain": 20,
+        "updates.finetune": 30,
+    },
+    cpu={"comparison.seeds": 3},
+    gpu={
+        "comparison.seeds": 5,
+        "updates.backbone": 4000,
+        "updates.pretrain": 4000,
+        "updates.finetune": 2000,
+    },
+)
