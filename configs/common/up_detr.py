@@ -46,6 +46,7 @@ def pretrain(detector: DictConfig) -> DictConfig:
         mask="queries",
         mask_probability=0.1,
         groups_apart=True,
+        standardize=False,
         reconstruction_weight=1.0,
         freeze_backbone="auto",
         matching="all",

@@ -12,6 +12,7 @@ from .detr import lr_multiplier, model, optimizer, train
 
 model.transformer.pre_norm = True
 model = pretrain(model)
+model.standardize = True
 
 data.unlabeled.source = "datasets/scenes"
 data.unlabeled.split, data.test.split = "train", "test"

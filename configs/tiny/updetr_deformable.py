@@ -9,6 +9,7 @@ from .deformable_detr_one_stage import lr_multiplier, model, optimizer, train
 from .updetr import data, dataloader
 
 model = pretrain(model)
+model.standardize = True
 model.add_to = "content"
 
 train.output_dir = "output/tiny/updetr_deformable"

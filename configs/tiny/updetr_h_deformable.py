@@ -9,6 +9,7 @@ from .h_deformable_detr import lr_multiplier, model, optimizer, train
 from .updetr import data, dataloader
 
 model = pretrain(model)
+model.standardize = True
 model.add_to = "content"
 
 train.output_dir = "output/tiny/updetr_h_deformable"

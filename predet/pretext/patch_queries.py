@@ -40,6 +40,7 @@ class PatchQueries(nn.Module):
             published weights were trained) or whole "patches" (as the paper says).
         mask_probability: of each query or patch.
         groups_apart: whether self-attention is blocked between groups (section 3.2.1).
+        standardize: see `Standardize`; not the paper's.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class PatchQueries(nn.Module):
         mask: Masked = "queries",
         mask_probability: float = 0.1,
         groups_apart: bool = True,
+        standardize: bool = False,
     ) -> None:
         super().__init__()
         if num_patches < 1:
@@ -68,6 +70,7 @@ class PatchQueries(nn.Module):
         self.mask = mask
         self.mask_probability = mask_probability
         self.groups_apart = groups_apart
+        self.standardize = Standardize(feature_dim) if standardize else nn.Identity()
         self.patch2query = nn.Linear(feature_dim, hidden_dim)
 
     def forward(self, features: Tensor, counts: Sequence[int]) -> PatchCondition:
@@ -88,7 +91,7 @@ class PatchQueries(nn.Module):
             )
         image = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
         group = torch.cat([torch.arange(count) for count in counts])
-        encoded = self.patch2query(features)
+        encoded = self.patch2query(self.standardize(features))
         patches = encoded.new_zeros(len(counts), self.num_patches, encoded.shape[1])
         patches = patches.index_put((image.to(features.device), group.to(features.device)), encoded)
         probability = self.mask_probability if self.training else 0.0
@@ -100,6 +103,44 @@ class PatchQueries(nn.Module):
             probability,
             self.groups_apart,
         )
+
+
+class Standardize(nn.Module):
+    """Takes the mean of all patches from a feature, and divides by the standard deviation.
+
+    Features behind a ReLU are mostly what all patches have in common. An optimiser that scales its
+    steps, as Adam does, then learns what a patch is not before what it is; over a long training
+    that passes, in a short one patches are never looked at. Mean and variance are running averages
+    over the patches of training batches (of this process's part of a step).
+
+    Args:
+        num_features: F.
+        momentum: weight of a new batch; the first one counts fully.
+    """
+
+    def __init__(self, num_features: int, *, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(num_features))
+        self.register_buffer("variance", torch.ones(num_features))
+        self.register_buffer("has_seen", torch.tensor(False))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(P, F) -> (P, F), in fp32."""
+        features = features.float()
+        if self.training and len(features) > 1:
+            self._update(features.detach())
+        # Channels that hardly ever fire are left small rather than blown up.
+        spread = (self.variance + 1e-2 * self.variance.mean()).sqrt()
+        return (features - self.mean) / spread.clamp(min=1e-6)
+
+    @torch.no_grad()
+    def _update(self, features: Tensor) -> None:
+        variance, mean = torch.var_mean(features, dim=0)
+        weight = torch.where(self.has_seen, self.momentum, 1.0)
+        self.mean.lerp_(mean, weight)
+        self.variance.lerp_(variance, weight)
+        self.has_seen.fill_(True)
 
 
 class PatchCondition(NamedTuple):

@@ -46,7 +46,7 @@ class UPDETR(Pretraining):
         detector: what is trained; of its classes only the first is used, "this is the patch".
         semantic_target: what the classes of the boxes become; `Objectness` is the paper's.
         num_patches: M, patches of an image.
-        add_to, shuffle, mask, mask_probability, groups_apart: of `PatchQueries`.
+        add_to, shuffle, mask, mask_probability, groups_apart, standardize: of `PatchQueries`.
         reconstruction_weight: of the loss on the features of patches (section 3.1.1); 0 leaves it
             out, with its head.
         freeze_backbone: as of `Pretraining`.
@@ -68,6 +68,7 @@ class UPDETR(Pretraining):
         mask: Masked = "queries",
         mask_probability: float = 0.1,
         groups_apart: bool = True,
+        standardize: bool = False,
         reconstruction_weight: float = 1.0,
         freeze_backbone: bool | Literal["auto"] = "auto",
         matching: Literal["all", "group"] = "all",
@@ -98,6 +99,7 @@ class UPDETR(Pretraining):
             mask=mask,
             mask_probability=mask_probability,
             groups_apart=groups_apart,
+            standardize=standardize,
         )
         group_of_query(detector.num_queries, num_patches)  # or an error
         if detector.criterion.classification == "softmax":

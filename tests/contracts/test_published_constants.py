@@ -233,6 +233,7 @@ UPDETR = {
     "mask": "queries",
     "mask_probability": 0.1,
     "groups_apart": True,
+    "standardize": False,
     "reconstruction_weight": 1,
     "matching": "all",
 }

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
 import torch
 
 from predet.modeling.outputs import Queries
-from predet.pretext.patch_queries import PatchQueries, group_mask, group_of_query
+from predet.pretext.patch_queries import (
+    PatchQueries,
+    Standardize,
+    group_mask,
+    group_of_query,
+)
 
 SHAPES = [(12, 3), (100, 10), (7, 3), (25, 7), (10, 10), (9, 1), (101, 20), (50, 6)]
 
@@ -170,6 +176,39 @@ def test_groups_may_see_each_other():
     conditioned = layer(torch.randn(3, 6), [3])(queries)
     assert conditioned.attention_mask is None
     assert not torch.equal(conditioned.position, queries.position)
+
+
+def test_features_are_standardized_by_running_averages_over_patches():
+    first, second = 5 + 2 * torch.randn(2, 40, 6, dtype=torch.float64)
+    first[:, 0], second[:, 0] = 0, 0  # a channel that never fires
+    layer = Standardize(6, momentum=0.25).train()
+    mean, variance = first.mean(dim=0), first.var(dim=0)
+    for batch in (first, second):
+        found = layer(batch.float())
+        if batch is second:
+            mean = 0.75 * mean + 0.25 * second.mean(dim=0)
+            variance = 0.75 * variance + 0.25 * second.var(dim=0)
+        wanted = (batch - mean) / (variance + 0.01 * variance.mean()).sqrt()
+        torch.testing.assert_close(found, wanted.float(), atol=1e-4, rtol=1e-4)
+        assert found[:, 0].abs().max() < 1e-6
+    before = copy.deepcopy(layer.state_dict())
+    layer(first[:1].float())  # one patch has no variance
+    torch.testing.assert_close(layer.eval()(first.float()), layer(first.float()))
+    assert all(value.equal(before[name]) for name, value in layer.state_dict().items())
+    other = Standardize(6).eval()
+    other.load_state_dict(before)
+    torch.testing.assert_close(other(first.float()), layer(first.float()))
+
+
+def test_standardized_features_reach_the_queries():
+    layer, queries = make(num_patches=2, standardize=True).train(), make_queries(3, 4)
+    layer.mask_probability = 0.0
+    features = 7 + torch.randn(6, 6)
+    added = layer(features, [2, 2, 2])(queries).position - queries.position
+    variance, mean = torch.var_mean(features, dim=0)
+    normal = (features - mean) / (variance + 0.01 * variance.mean()).sqrt()
+    expected = layer.patch2query(normal).view(3, 2, 8).repeat_interleave(2, dim=1)
+    torch.testing.assert_close(added, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_queries_of_detr_have_no_reference_to_shuffle():
