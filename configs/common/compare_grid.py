@@ -1,0 +1,130 @@
+"""The grid of "Revisiting DETR Pre-training" on one detector: box source x class target.
+
+Sources: Selective Search, EdgeBoxes, random patches, a teacher trained on the labels (several
+numbers of boxes, and a threshold), the truth. Targets: an object or not, the embedding of a frozen
+encoder (DETReg; also a random one), the teacher's or the true class. The backbone is the same in
+all arms, from image-domain pre-training.
+
+A recipe imports `comparison` and `data`, and makes the rest with `grid(...)`.
+"""
+
+from predet.d2 import LazyCall as L
+from predet.engine.comparison import Controls, PseudoLabels, Training
+
+comparison = dict(title="Box sources and class targets", labels=[100], seeds=3, matters=1.0)
+data = dict(
+    train=dict(source="datasets/scenes", split="train", image_root=None),
+    unlabeled=dict(source="${data.train.source}", split="train", image_root=None),
+    test=dict(source="${data.train.source}", split="test", image_root=None),
+)
+
+BOXES, DATASET = "dataloader.train.mapper.boxes", "dataloader.train.dataset"
+TARGET = "model.semantic_target._target_"
+KEEP_CLASSES = "predet.pretext.semantic_targets.KeepClasses"
+OBJECTNESS = "predet.pretext.semantic_targets.Objectness"
+# Names of the training config, not of this one: so the dollar sign is masked.
+TRUTH = {DATASET: r"\${annotated}", BOXES: r"\${dataset_boxes}"}
+
+
+def grid(
+    detector: str,
+    pretrain: str,
+    detreg: str,
+    selftrain: str,
+    *,
+    counts: tuple[int, ...],
+    keys: dict | None = None,
+) -> tuple[dict, dict, dict]:
+    """Stages, arms and titles.
+
+    Args:
+        detector: training config of the detector, a name in configs/tiny, as the others are.
+        pretrain: that of pre-training on boxes of any source.
+        detreg: that of DETReg.
+        selftrain: that of self-training.
+        counts: boxes of the teacher, the first of which is used where only one number is.
+        keys: of the detector, without the name of its place: in all trainings.
+    """
+    detector_keys = {"backbone.weights": "stage:backbone", **(keys or {})}
+    own = {f"model.{key}": value for key, value in detector_keys.items()}
+    inner = {f"model.detector.{key}": value for key, value in detector_keys.items()}
+    bf16 = {
+        "train.precision": "bf16"
+    }  # a third faster where processors multiply in it, and on GPUs
+
+    def pretraining(config: str, **more: object):
+        return L(Training)(
+            config=f"configs/tiny/{config}.py",
+            on="unlabeled",
+            updates="${updates.pretrain}",
+            set={**bf16, **inner, **more},
+        )
+
+    def taught(count: int, **more: object):
+        chosen = {"data.store": "stage:boxes", "data.selection.top_k": count}
+        return pretraining(selftrain, **chosen, **more)
+
+    variants = dict(
+        search_objects=(pretraining(pretrain), "Selective Search, objects"),
+        search_embedding=(pretraining(detreg), "Selective Search, embedding (DETReg)"),
+        search_random_embedding=(
+            pretraining(
+                detreg,
+                **{
+                    "model.patch_encoder.backbone.weights": None,
+                    "model.patch_encoder.allow_random": True,
+                },
+            ),
+            "Selective Search, embedding of a random encoder",
+        ),
+        edge_objects=(pretraining(pretrain, **{BOXES: r"\${edge_boxes}"}), "EdgeBoxes, objects"),
+        random_objects=(
+            pretraining(pretrain, **{BOXES: r"\${random_patches}"}),
+            "random boxes, objects",
+        ),
+        truth_objects=(pretraining(pretrain, **TRUTH), "true boxes, objects"),
+        truth_classes=(
+            pretraining(pretrain, **TRUTH, **{TARGET: KEEP_CLASSES}),
+            "true boxes and classes",
+        ),
+        teacher_objects=(
+            taught(counts[0], **{TARGET: OBJECTNESS}),
+            f"teacher's best {counts[0]}, objects",
+        ),
+        teacher_half=(
+            taught(counts[-1], **{"data.selection.score_threshold": 0.5}),
+            "teacher's boxes that score 0.5 and more, classes",
+        ),
+    ) | {
+        f"teacher_{count}": (taught(count), f"teacher's best {count}, classes") for count in counts
+    }
+    stages = dict(
+        backbone=L(Training)(
+            config="configs/tiny/image_domain.py", on="unlabeled", updates="${updates.backbone}"
+        ),
+        finetune=L(Training)(
+            config=f"configs/tiny/{detector}.py",
+            on="train",
+            updates="${updates.finetune}",
+            set={**bf16, **own},
+        ),
+        boxes=L(PseudoLabels)(teacher="finetune"),
+    ) | {name: stage for name, (stage, _) in variants.items()}
+    arms = dict(scratch=["finetune"]) | {name: [name, "finetune"] for name in variants}
+    return stages, arms, {name: title for name, (_, title) in variants.items()}
+
+
+def controls_of(counts: tuple[int, ...]):
+    """Of self-training the boxes of other images too."""
+    return L(Controls)(shuffled=[f"teacher_{counts[0]}"])
+
+
+def budgets_of(pretrain: int, finetune: int) -> dict:
+    """With so many updates on a GPU."""
+    short = dict(backbone=40, pretrain=20, finetune=30)
+    long = dict(backbone=4000, pretrain=pretrain, finetune=finetune)
+    return dict(
+        small={"comparison.seeds": 2, **{f"updates.{name}": n for name, n in short.items()}},
+        cpu={"comparison.seeds": 3},
+        gpu={"comparison.seeds": 5, **{f"updates.{name}": n for name, n in long.items()}},
+    )

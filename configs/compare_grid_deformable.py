@@ -1,0 +1,35 @@
+"""Where boxes come from and what supervises their classes, on the tiny Deformable DETR and scenes.
+
+    tools/make_scenes.py datasets/scenes --num-classes 3 --clutter 0.5 \\
+        --split train=1200 --split test=200
+    tools/compare.py --config-file configs/compare_grid_deformable.py --budget cpu --jobs 2 \\
+        --num-gpus 0 --output output/compare_grid_deformable data.train.source=datasets/scenes
+
+`configs/common/compare_grid.py` says what the arms are. Two-stage; as many boxes as in the paper.
+"""
+
+from .common.compare_grid import budgets_of, comparison, controls_of, data, grid
+
+comparison.title = "Box sources and class targets, Deformable DETR"
+updates = dict(backbone=150, pretrain=120, finetune=220)
+
+_counts = (30, 60, 100)
+stages, arms, titles = grid(
+    "deformable_detr",
+    "pretrain",
+    "detreg",
+    "selftrain",
+    counts=_counts,
+)
+controls = controls_of(_counts)
+budgets = budgets_of(4000, 2000)
+
+# Seconds of one core: an update with its share of evaluation, a run for boxes.
+timing = dict(
+    image_domain=0.5,
+    deformable_detr=0.5,
+    pretrain=0.45,
+    detreg=0.45,
+    selftrain=0.45,
+    pseudo_labels=50.0,
+)

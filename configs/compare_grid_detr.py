@@ -1,0 +1,35 @@
+"""Where boxes come from and what supervises their classes, on the tiny DETR and scenes.
+
+    tools/make_scenes.py datasets/scenes --num-classes 3 --clutter 0.5 \\
+        --split train=1200 --split test=200
+    tools/compare.py --config-file configs/compare_grid_detr.py --budget cpu --jobs 2 \\
+        --num-gpus 0 --output output/compare_grid_detr data.train.source=datasets/scenes
+
+`configs/common/compare_grid.py` says what the arms are. Its 25 queries bound the number of boxes.
+"""
+
+from .common.compare_grid import budgets_of, comparison, controls_of, data, grid
+
+comparison.title = "Box sources and class targets, DETR"
+updates = dict(backbone=150, pretrain=300, finetune=500)
+
+_counts = (10, 20)
+stages, arms, titles = grid(
+    "detr",
+    "pretrain_detr",
+    "detreg_detr",
+    "selftrain_detr",
+    counts=_counts,
+)
+controls = controls_of(_counts)
+budgets = budgets_of(8000, 8000)
+
+# Seconds of one core: an update with its share of evaluation, a run for boxes.
+timing = dict(
+    image_domain=0.5,
+    detr=0.25,
+    pretrain_detr=0.25,
+    detreg_detr=0.25,
+    selftrain_detr=0.25,
+    pseudo_labels=50.0,
+)

@@ -1,0 +1,42 @@
+"""Pre-training of the tiny two-stage Deformable DETR on boxes of any source, objects or classes.
+
+Selective Search and objectness unless something else is asked for. Sources have names here, which
+other configs and the command line take; boxes of the data set need the data set with annotations:
+
+    dataloader.train.mapper.boxes='${random_patches}'
+    dataloader.train.dataset='${annotated}' dataloader.train.mapper.boxes='${dataset_boxes}' \\
+        model.semantic_target._target_=predet.pretext.semantic_targets.KeepClasses
+
+Run: tools/lazyconfig_train_net.py --config-file configs/tiny/pretrain.py --num-gpus 0 \\
+    data.unlabeled.source=SCENES data.unlabeled.split=train
+Then: configs/tiny/deformable_detr.py with train.reinit=auto
+    train.init_checkpoint=output/tiny/pretrain/checkpoints/last.pth
+"""
+
+from predet.d2 import LazyCall as L
+from predet.pretext.pretraining import Pretraining
+from predet.pretext.semantic_targets import Objectness
+
+from ..common.pretext import (
+    annotated,
+    data,
+    dataloader,
+    dataset_boxes,
+    edge_boxes,
+    random_patches,
+    selective_search,
+)
+from .deformable_detr import dataloader as _labelled
+from .deformable_detr import lr_multiplier, model, optimizer, train
+
+model = L(Pretraining)(detector=model, semantic_target=L(Objectness)(), freeze_backbone="auto")
+
+data.unlabeled.source, data.unlabeled.split = "datasets/scenes", "train"
+data.boxes.num = 10
+dataloader.train.mapper.augmentation = _labelled.train.mapper.augmentation
+dataloader.train.mapper.patches = None
+dataloader.train.total_batch_size = 8
+dataloader.train.num_workers = 1
+dataloader.test = None
+
+train.output_dir = "output/tiny/pretrain"

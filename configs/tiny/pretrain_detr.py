@@ -1,0 +1,22 @@
+"""Pre-training of the tiny DETR on boxes of any source; as `configs/tiny/pretrain.py`.
+
+Run: tools/lazyconfig_train_net.py --config-file configs/tiny/pretrain_detr.py --num-gpus 0 \\
+    data.unlabeled.source=SCENES data.unlabeled.split=train
+"""
+
+from .detr import lr_multiplier, model, optimizer, train
+from .pretrain import (
+    annotated,
+    data,
+    dataloader,
+    dataset_boxes,
+    edge_boxes,
+    random_patches,
+    selective_search,
+)
+from .pretrain import model as _pretraining
+
+_pretraining.detector = model
+model = _pretraining
+
+train.output_dir = "output/tiny/pretrain_detr"
