@@ -26,7 +26,7 @@ from predet.data.pseudo_labels import pseudo_labelled
 from predet.data.region_search import RegionSearch
 from predet.data.scenes import make_scenes
 from predet.data.sources import without_annotations
-from predet.data.stored_boxes import StoredBoxes, StoredRegions
+from predet.data.stored_boxes import RegionsOfOtherImages, StoredBoxes, StoredRegions
 from predet.modeling.backbone import ResNet
 from predet.ops.selective_search import rank, to_rows
 from predet.pretext.feature_target import MeanAbsolute, NormalizedSquared
@@ -38,7 +38,6 @@ from predet.projects.up_detr import UPDETR
 
 K = 5  # boxes of an image: six queries for each are as many as the small H-Deformable DETR has
 SEARCH = functools.partial(RegionSearch, mode="single", resize="64x64", min_size=20)
-STORED = ("pseudo_boxes", "shuffled", "stored_regions", "stored_boxes")
 SOURCES = {
     "annotated": lambda _: AnnotatedBoxes(),
     "random_patches": lambda _: RandomPatches(num_patches=K),
@@ -47,6 +46,7 @@ SOURCES = {
     "importance": lambda _: SelectiveSearchRegions(search=SEARCH(), pick=ImportanceSampling(K)),
     "edge_boxes": lambda _: EdgeBoxes(search=EdgeBoxSearch(min_area=50), pick=TopK(K)),
     "stored_regions": lambda stores: StoredRegions(store=stores / "regions", pick=TopK(K)),
+    "other_regions": lambda stores: RegionsOfOtherImages(store=stores / "regions", pick=TopK(K)),
     "stored_boxes": lambda stores: StoredBoxes(store=stores / "boxes", pick=TopK(K)),
     # Of a teacher, whose boxes are in the data set; and those of another image.
     "pseudo_boxes": lambda _: AnnotatedBoxes(),
