@@ -1,4 +1,4 @@
-"""The meta-architecture of pre-training: a detector, its ordinary losses, and what joins them.
+"""The meta-architecture of pre-training: a detector, its ordinary losses, and what methods add.
 
 Whatever boxes and classes a batch brings, the detector learns them as it learns annotations. A
 method may add two things: a loss on the features of patches (`FeatureTarget`; DETReg, UP-DETR),

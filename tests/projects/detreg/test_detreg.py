@@ -91,6 +91,15 @@ def test_losses_are_the_detectors_own_on_objects_and_the_embedding(any_detector,
     torch.testing.assert_close(embedding, total / 7, rtol=1e-4, atol=1e-5)
 
 
+def test_half_precision_keeps_the_losses(any_detector, batch) -> None:
+    model, samples = make_model(any_detector), with_patches(batch())
+    expected = model(samples)["loss_feature"]
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(samples)
+    assert all(value.dtype == torch.float32 for value in losses.values())
+    torch.testing.assert_close(losses["loss_feature"], expected, rtol=0.05, atol=0.0)
+
+
 def test_what_learns_and_what_stays(any_detector, batch) -> None:
     model = make_model(any_detector)
     before = copy.deepcopy(model.state_dict())
