@@ -7,6 +7,7 @@
 
 #include "common/checks.h"
 #include "common/cpu_features.h"
+#include "dropout/bindings.h"
 #include "hungarian/bindings.h"
 #include "ms_deform_attn/bindings.h"
 #include "selective_search/bindings.h"
@@ -46,7 +47,7 @@ void use_instruction_set(const std::string& name) {
 }  // namespace
 
 // Raised when a function here changes what it takes; predet/ops/extension.py expects this number.
-constexpr int kInterface = 1;
+constexpr int kInterface = 2;
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Native operators of predet; see predet.ops.";
@@ -63,6 +64,7 @@ PYBIND11_MODULE(_C, module) {
              "Those that were compiled and that this processor runs, slowest first.");
   module.def("instruction_set", [] { return predet::name_of(predet::instruction_set()); });
   module.def("use_instruction_set", &use_instruction_set, "For tests and benchmarks.");
+  predet::dropout::bind(module);
   predet::hungarian::bind(module);
   predet::ms_deform_attn::bind(module);
   predet::selective_search::bind(module);

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "sanitized"
 TESTS = [
     "tests/ops/test_hostile_bindings.py",
+    "tests/ops/test_dropout.py",
     "tests/ops/test_ms_deform_attn_native.py",
     "tests/ops/test_matching_native.py",
     "tests/ops/test_selective_search.py",

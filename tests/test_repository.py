@@ -130,7 +130,7 @@ def test_runnable_configs_show_their_command() -> None:
 
 
 def test_each_op_has_a_reference() -> None:
-    for name, op in (("ms_deform_attn", "ms_deform_attn"),):
+    for name, op in (("ms_deform_attn", "ms_deform_attn"), ("dropout", "dropout")):
         source = (ROOT / f"predet/ops/{name}.py").read_text()
         assert f"def {op}(" in source
         assert f"def {op}_reference(" in source

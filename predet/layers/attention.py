@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from predet.layers.checkpointing import run_block
-from predet.layers.dropout import draws_cheaply, dropout
+from predet.ops.dropout import draws_cheaply, dropout
 
 
 class MultiHeadAttention(nn.Module):

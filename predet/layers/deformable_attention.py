@@ -83,7 +83,7 @@ class MultiScaleDeformableAttention(nn.Module):
         B, Q, _ = query.shape
         H, L, P = self.num_heads, self.num_levels, self.num_points
         projected = self.value_proj(value)
-        if pad_mask is not None:
+        if pad_mask is not None and _may_mask(pad_mask):
             projected.masked_fill_(pad_mask[..., None], 0)
         # bf16 offsets would move samples by a good part of a pixel.
         with torch.autocast(query.device.type, enabled=False):
@@ -94,3 +94,9 @@ class MultiScaleDeformableAttention(nn.Module):
             projected.unflatten(2, (H, -1)), spatial_shapes, reference_points, offsets, logits
         )
         return self.output_proj(mixed)
+
+
+def _may_mask(pad_mask: Tensor) -> bool:
+    """False where nothing is padded, as far as that is known without waiting for a device."""
+    known = pad_mask.device.type == "cpu" and not torch.compiler.is_compiling()
+    return not known or bool(pad_mask.any())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -59,15 +59,42 @@ def convolve_and_normalize(convolution: nn.Conv2d, norm: nn.Module, x: Tensor) -
         return norm(convolution(x))
     assert convolution.bias is None
     scale, shift = norm.affine()
-    return F.conv2d(
-        x,
-        convolution.weight * scale[:, None, None, None],
-        shift,
+    options = (
         convolution.stride,
         convolution.padding,
         convolution.dilation,
         convolution.groups,
     )
+    return _ScaledConvolution.apply(
+        x, convolution.weight, scale[:, None, None, None], shift, options
+    )
+
+
+class _ScaledConvolution(torch.autograd.Function):
+    """F.conv2d(x, weight * scale, shift), which makes weight * scale anew in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, options: tuple
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, scale)
+        ctx.options = options
+        return F.conv2d(x, weight * scale, shift, *options)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.options
+        wanted = [*ctx.needs_input_grad[:2], False]
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+            grad, x.to(grad.dtype), (weight * scale).to(grad.dtype), None,
+            stride, padding, dilation, False, [0, 0], groups, wanted,
+        )  # fmt: skip
+        if grad_x is not None:
+            grad_x = grad_x.to(x.dtype)
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype) * scale
+        return grad_x, grad_weight, None, None, None
 
 
 def norm_layer(name: NormName) -> Callable[[int], nn.Module]:

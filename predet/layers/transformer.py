@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from predet.layers.attention import MultiHeadAttention
 from predet.layers.checkpointing import run_block
-from predet.layers.dropout import add_dropout
 from predet.layers.feed_forward import FeedForward
+from predet.ops.dropout import add_dropout
 
 
 class Transformer(nn.Module):

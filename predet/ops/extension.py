@@ -16,7 +16,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 # What csrc/bindings.cpp calls kInterface. They differ when sources were updated but not rebuilt.
-INTERFACE = 1
+INTERFACE = 2
 
 # csrc/common/numeric.h has the same table.
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
@@ -24,7 +24,7 @@ DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.floa
 # Compiled for these and newer ones; older GPUs run the references.
 OLDEST_CUDA_CAPABILITY = (8, 0)
 
-_OPERATORS = frozenset({"matching", "ms_deform_attn", "selective_search"})
+_OPERATORS = frozenset({"dropout", "matching", "ms_deform_attn", "selective_search"})
 
 _NOT_BUILT = (
     "the native extension is not built (install a C++17 compiler and repeat `pip install -v`, "

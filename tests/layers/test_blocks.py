@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from predet.layers import feed_forward
-from predet.layers.dropout import dropout
 from predet.layers.feed_forward import FeedForward
 from predet.layers.mlp import MLP
 from predet.layers.norm import FrozenBatchNorm2d, freeze_batch_norm, group_norm, norm_layer
 from predet.layers.transformer import Residual, Transformer
+from predet.ops.dropout import dropout
 
 
 def test_mlp_is_linear_relu_linear():

@@ -1,0 +1,11 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace predet {
+namespace dropout {
+
+void bind(pybind11::module_& module);
+
+}  // namespace dropout
+}  // namespace predet
