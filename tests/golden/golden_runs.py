@@ -49,6 +49,7 @@ SMALL = {
     "max_size": 80,
     "crop_short_sides": [64],
     "crop_size": [40, 60],
+    "roi_samples": 512,  # all there are: a draw of some would turn a bit of rounding into others
     "total_batch_size": 2,
     "num_workers": 0,
     "allow_random": True,
