@@ -30,9 +30,9 @@ def instance_contrast(
     """Mean over instances of the mean over an instance's pairs of the InfoNCE loss.
 
     The pairs of an instance are all of its online predictions with all of its target predictions;
-    where it has none of the latter, each online prediction with itself. The negatives of a pair are
-    all predictions of both sides that do not belong to its instance, background included; no
-    gradient goes into negatives, and none into keys.
+    where it has none of the latter, with its online predictions themselves. The negatives of a pair
+    are all predictions of both sides that do not belong to its instance, background included; no
+    gradient goes into negatives, and none into the second one of a pair.
 
     An instance that has no online prediction does not count. One without any negative has no loss.
 
@@ -55,21 +55,28 @@ def instance_contrast(
         to_keys = anchors @ keys.T / temperature  # (P, K)
         to_queries = anchors @ queries.detach().T / temperature  # (P, R)
         positive = instances == key_instances  # (P, K)
+        own = instances == query_instances  # (P, R)
         against = [
             to_keys.masked_fill(positive, _NO_LOGIT),
-            to_queries.masked_fill(instances == query_instances, _NO_LOGIT),
+            to_queries.masked_fill(own, _NO_LOGIT),
             to_queries.new_full((len(rows), 1), _NO_LOGIT),  # so that there is always one
         ]
         if others is not None:
             against.append(anchors @ F.normalize(others.float(), dim=1).detach().T / temperature)
-        negatives = torch.cat(against, dim=1).logsumexp(dim=1)  # (P,)
-        pairs = F.softplus(negatives[:, None] - to_keys) * positive
-        with_itself = F.softplus(negatives - (anchors * anchors).sum(dim=1) / temperature)
-        num_keys = positive.sum(dim=1)
-        losses = torch.where(num_keys > 0, pairs.sum(dim=1) / num_keys.clamp(min=1), with_itself)
+        negatives = torch.cat(against, dim=1).logsumexp(dim=1, keepdim=True)  # (P, 1)
+        losses = torch.where(
+            positive.any(dim=1),
+            _mean(F.softplus(negatives - to_keys), positive),
+            _mean(F.softplus(negatives - to_queries), own),
+        )
         # Every instance weighs the same, whatever number of anchors it has.
         weights = 1 / (instances == instances.T).sum(dim=1)
         return (losses * weights).sum() / weights.sum().clamp(min=1)
+
+
+def _mean(values: Tensor, counted: Tensor) -> Tensor:
+    """Means over the rows of (P, N) of the values that are counted. -> (P,)"""
+    return (values * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)
 
 
 def of_other_processes(features: Tensor) -> Tensor:

@@ -38,11 +38,12 @@ def plain(queries, query_ids, keys, key_ids, temperature, others=()) -> float:
     for instance in sorted(set(query_ids) - {-1}):
         negatives = [row for other, row in everything if other != instance]
         pairs = []
+        themselves = [q for other, q in zip(query_ids, queries, strict=True) if other == instance]
         for number, query in zip(query_ids, queries, strict=True):
             if number != instance:
                 continue
             found = [k for other, k in zip(key_ids, keys, strict=True) if other == instance]
-            for key in found or [query]:
+            for key in found or themselves:
                 right = math.exp(query @ key / temperature)
                 wrong = sum(math.exp(query @ row / temperature) for row in negatives)
                 pairs.append(-math.log(right / (right + wrong)))
