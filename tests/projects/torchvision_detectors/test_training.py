@@ -16,6 +16,7 @@ from predet.projects.self_training import SelfTraining
 from predet.projects.self_training.labelling import label_images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["retinanet", "fcos", "faster_rcnn"])
 def test_a_few_steps_learn_an_image_by_heart(name, parts):
     torch.manual_seed(0)
