@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,13 @@ from torch import nn
 from predet.layers import feed_forward
 from predet.layers.feed_forward import FeedForward
 from predet.layers.mlp import MLP
-from predet.layers.norm import FrozenBatchNorm2d, freeze_batch_norm, group_norm, norm_layer
+from predet.layers.norm import (
+    FrozenBatchNorm2d,
+    convolve_and_normalize,
+    freeze_batch_norm,
+    group_norm,
+    norm_layer,
+)
 from predet.layers.transformer import Residual, Transformer
 from predet.ops.dropout import dropout
 
@@ -192,3 +200,45 @@ def to_pytorch(transformer: Transformer, part: str) -> dict[str, torch.Tensor]:
                 name = name.replace(old, new)
             found[name] = tensor
     return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("trained", ["both", "input", "weight"])
+def test_folded_convolutions_have_the_gradients_of_their_parts(dtype, trained):
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=2, bias=False).double()
+    norm = freeze_batch_norm(randomized_batch_norm()).double()
+    x = torch.randn(2, 4, 7, 6, dtype=torch.float64, requires_grad=trained != "weight")
+    convolution.weight.requires_grad_(trained != "input")
+    leaves = [leaf for leaf in (x, convolution.weight) if leaf.requires_grad]
+    expected = norm(convolution(x))
+    wanted = torch.autograd.grad(expected.sin().sum(), leaves)
+    if dtype == torch.float64:
+        found = convolve_and_normalize(convolution, norm, x)
+        gradients = torch.autograd.grad(found.sin().sum(), leaves)
+        room = {}
+    else:
+        narrow = copy.deepcopy(convolution).float(), copy.deepcopy(norm).float()
+        inputs = x.detach().float().requires_grad_(x.requires_grad)
+        with torch.autocast("cpu", dtype=dtype):
+            found = convolve_and_normalize(*narrow, inputs)
+        assert found.dtype == dtype
+        leaves = [leaf for leaf in (inputs, narrow[0].weight) if leaf.requires_grad]
+        gradients = torch.autograd.grad(found.float().sin().sum(), leaves)
+        assert all(gradient.dtype == torch.float32 for gradient in gradients)
+        room = {"rtol": 0.05, "atol": 0.1, "check_dtype": False}
+    torch.testing.assert_close(found, expected, **room)
+    for gradient, right in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient, right, **room)
+
+
+def test_folded_convolutions_keep_their_input_and_weight_only():
+    convolution = nn.Conv2d(4, 4, 3, bias=False)
+    norm = freeze_batch_norm(randomized_batch_norm())
+    x, kept = torch.randn(1, 4, 5, 5), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        convolve_and_normalize(convolution, norm, x)
+    assert {tensor.data_ptr() for tensor in kept if tensor.numel() > 4} == {
+        x.data_ptr(),
+        convolution.weight.data_ptr(),
+    }

@@ -104,6 +104,25 @@ class TestActivationCheckpointing:
             sizes.append(sum(kept))
         assert sizes[1] < 64 * 8 + 1 < 64 * 512 < sizes[0]
 
+    def test_a_block_within_a_block_is_computed_again_once(self) -> None:
+        runs = []
+
+        class Inner(nn.Linear):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                runs.append(1)
+                return super().forward(x).relu()
+
+        inner = Inner(4, 4)
+
+        def outer(x: torch.Tensor) -> torch.Tensor:
+            return run_block(inner, x, checkpointing=True).sin()
+
+        x = torch.randn(3, 4, requires_grad=True)
+        run_block(outer, x, checkpointing=True).sum().backward()
+        assert len(runs) == 2
+        run_block(inner, x, checkpointing=True).sum().backward()
+        assert len(runs) == 4, "outside again"
+
 
 def count_runs(model: Detector) -> list[int]:
     """How often each transformer layer has run; the list is kept up to date."""
