@@ -278,3 +278,19 @@ def test_detecting_is_that_of_the_detector(detector, updetr, patch_batch):
         found, wanted = model(batch), model.detector(batch)
     assert torch.equal(found[0]["instances"].scores, wanted[0]["instances"].scores)
     assert math.isfinite(found[0]["instances"].scores.sum())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["detr", "h_deformable"])
+def test_patches_compile_into_one_graph_that_serves_every_batch(
+    detector, updetr, patch_batch, name
+):
+    torch.manual_seed(0)
+    model = updetr(detector(name), shuffle=True, mask_probability=0.1).train()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model.detector.compile(backend="eager", fullgraph=True)
+    for seed in range(3):
+        losses = model(patch_batch(seed=seed))
+        assert all(value.isfinite() for value in losses.values())
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
