@@ -44,6 +44,9 @@ class RegionProjector(nn.Module):
         super().__init__()
         self.hidden = nn.Linear(channels, hidden_dim)
         self.output = nn.Linear(hidden_dim, slots * embedding_dim)
+        # Features of a fresh dense head are tiny: biases would make all embeddings point one way.
+        nn.init.zeros_(self.hidden.bias)
+        nn.init.zeros_(self.output.bias)
         self.slots = slots
 
     def forward(self, features: Tensor, slots: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from predet.checkpoint import load_detector
 from predet.d2 import Boxes, Instances
@@ -50,6 +51,17 @@ def test_boxes_and_contrast_are_learned_without_the_class_layer(
             assert any(word in parameter_name for word in unused), parameter_name
     class_layer = model.detector.get_submodule(model.detector.class_layers[0])
     assert not any(p.requires_grad for p in class_layer.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fresh_embeddings_point_in_different_directions(name, pyramid_detector, views, method):
+    """Though features of a fresh head are tiny."""
+    model = method(pyramid_detector(name), max_regions=128, **OPTIONS)
+    regions = model.detector.regions(model.semantic_target(views()), max_regions=128)
+    embedded = model.projector(regions.features, regions.slots)
+    alike = regions.slots == regions.slots.mode().values  # others have rows of their own
+    unit = nn.functional.normalize(embedded.detach()[alike], dim=1)
+    assert unit.var(dim=0, correction=0).sum().sqrt() > 0.1
 
 
 @pytest.mark.parametrize("name", NAMES)
