@@ -27,7 +27,7 @@ budgets = budgets_of(4000, 2000)
 # Seconds of one core: an update with its share of evaluation, a run for boxes.
 timing = dict(
     image_domain=0.5,
-    deformable_detr=0.5,
+    deformable_detr=0.55,
     pretrain=0.45,
     detreg=0.45,
     selftrain=0.45,

@@ -11,7 +11,7 @@
 from .common.compare_grid import budgets_of, comparison, controls_of, data, grid
 
 comparison.title = "Box sources and class targets, DETR"
-updates = dict(backbone=150, pretrain=300, finetune=500)
+updates = dict(backbone=150, pretrain=240, finetune=360)
 
 _counts = (10, 20)
 stages, arms, titles = grid(
@@ -27,9 +27,9 @@ budgets = budgets_of(8000, 8000)
 # Seconds of one core: an update with its share of evaluation, a run for boxes.
 timing = dict(
     image_domain=0.5,
-    detr=0.25,
-    pretrain_detr=0.25,
-    detreg_detr=0.25,
-    selftrain_detr=0.25,
+    detr=0.5,
+    pretrain_detr=0.4,
+    detreg_detr=0.4,
+    selftrain_detr=0.4,
     pseudo_labels=50.0,
 )

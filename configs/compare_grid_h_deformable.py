@@ -28,7 +28,7 @@ budgets = budgets_of(4000, 2000)
 # Seconds of one core: an update with its share of evaluation, a run for boxes.
 timing = dict(
     image_domain=0.5,
-    h_deformable_detr=0.65,
+    h_deformable_detr=0.72,
     pretrain_h_deformable=0.6,
     detreg_h_deformable=0.6,
     selftrain_h_deformable=0.6,

@@ -19,7 +19,7 @@ data = dict(
     unlabeled=dict(source="${data.train.source}", split="train", image_root=None),
     test=dict(source="${data.train.source}", split="test", image_root=None),
 )
-updates = dict(backbone=150, pretrain=300, finetune=500)
+updates = dict(backbone=150, pretrain=240, finetune=360)
 
 VARIANTS = dict(
     updetr={},
@@ -78,7 +78,7 @@ titles = dict(
 controls = L(Controls)()
 
 # Seconds of one core: an update with its share of evaluation.
-timing = dict(image_domain=0.5, detr=0.25, updetr=0.35)
+timing = dict(image_domain=0.5, detr=0.5, updetr=0.35)
 
 budgets = dict(
     small={

@@ -20,9 +20,9 @@ data = dict(
 # Of every detector: before the labels (pre-training), on the labels (fine-tuning).
 updates = dict(
     backbone=150,
-    detr=dict(pretrain=300, finetune=500),
-    deformable=dict(pretrain=120, finetune=220),
-    h_deformable=dict(pretrain=120, finetune=220),
+    detr=dict(pretrain=240, finetune=360),
+    deformable=dict(pretrain=120, finetune=200),
+    h_deformable=dict(pretrain=120, finetune=200),
 )
 
 # Detector -> its training config; those of UP-DETR, DETReg and self-training.
@@ -118,16 +118,16 @@ controls = L(Controls)(
 # Seconds of one core at 128 pixels: an update with its share of evaluation, a run for boxes.
 timing = dict(
     image_domain=0.5,
-    detr=0.25,
+    detr=0.5,
     updetr=0.3,
-    detreg_detr=0.3,
-    selftrain_detr=0.25,
-    deformable_detr_one_stage=0.45,
-    updetr_deformable=0.45,
-    detreg_one_stage=0.45,
-    selftrain_one_stage=0.4,
-    h_deformable_detr=0.65,
-    updetr_h_deformable=0.65,
+    detreg_detr=0.42,
+    selftrain_detr=0.35,
+    deformable_detr_one_stage=0.57,
+    updetr_deformable=0.4,
+    detreg_one_stage=0.54,
+    selftrain_one_stage=0.45,
+    h_deformable_detr=0.72,
+    updetr_h_deformable=0.45,
     detreg_h_deformable=0.65,
     selftrain_h_deformable=0.6,
     pseudo_labels=50.0,

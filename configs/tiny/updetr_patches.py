@@ -1,4 +1,4 @@
-"""UP-DETR on a tiny DETR under which patches are found within minutes on a CPU: no pre-training.
+"""UP-DETR on a tiny DETR with the settings under which patches are found soonest, for a CPU.
 
 The paper trains for 300_000 steps; in a thousand, with its own settings, queries do not yet look at
 their patches. What gets them there: as many patches as queries, each matched within its group of
