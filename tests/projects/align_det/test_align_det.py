@@ -27,11 +27,11 @@ def test_queries_know_the_boxes_that_they_are_matched_to():
     matches = Matches(
         image=torch.tensor([0, 0, 1]),
         query=torch.tensor([[2, 0, 1], [1, 2, 0]]),
-        target=torch.tensor([[0, 1, 2], [0, 1, 2]]),
+        target=torch.tensor([[0, 1, 2], [1, 0, 2]]),
     )
     regions = set_regions(output, matches, {}, max_regions=None)
     assert regions.features[:, 0].tolist() == list(range(12))
-    wanted = [1, -1, 0, -1, 2, -1, -1, 0, 1, 2, -1, -1]  # layer by layer, image by image
+    wanted = [1, -1, 0, -1, 2, -1, -1, 1, 0, 2, -1, -1]  # layer by layer, image by image
     assert regions.instances.tolist() == wanted
     assert regions.slots.tolist() == [0] * 12
     few = set_regions(output, matches, {}, max_regions=8)
