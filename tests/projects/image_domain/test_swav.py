@@ -132,8 +132,7 @@ def test_prototypes_are_frozen_at_first() -> None:
         optimizer.step()
         directions.append(F.normalize(method.prototypes.weight.detach().clone(), dim=1))
     moved = [
-        float((after - before).abs().max())
-        for before, after in itertools.pairwise(directions)
+        float((after - before).abs().max()) for before, after in itertools.pairwise(directions)
     ]
     assert max(moved[:2]) < 1e-6
     assert min(moved[2:]) > 1e-4
