@@ -8,6 +8,7 @@ it ended by `sys.exit(text)`, so does this one); none outlives the process that 
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import logging
 import os
@@ -226,7 +227,11 @@ def _spawn(jobs: list[_Job], main_func: Callable[..., Any], args: Sequence[Any])
 def _worker(
     job: _Job, main_func: Callable[..., Any], args: Sequence[Any], report: Path, parent: int
 ) -> None:
-    """Body of a spawned process; leaves traceback or last word in `report` if it fails."""
+    """Body of a spawned process; leaves traceback or last word in `report` if it fails.
+
+    It ends without tearing down the interpreter: threads of libraries, gloo's among them, may abort
+    a process that does, after its work is done.
+    """
     _die_with(parent)
     if not job.use_gpu and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, _usable_cores() // job.local_size))
@@ -239,6 +244,10 @@ def _worker(
     except Exception:
         report.write_text(_TRACEBACK + traceback.format_exc(), encoding="utf-8")
         sys.exit(1)
+    atexit._run_exitfuncs()  # ends this process's children and flushes logs, as at any end
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _die_with(parent: int) -> None:
