@@ -446,27 +446,30 @@ def test_the_binding_checks_what_it_is_given() -> None:
 
 
 MEASURE = """
-import os, resource
 import numpy as np
 from predet.ops.selective_search import selective_search
-peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-selective_search(np.zeros((64, 64, 3), np.uint8))
-pages = int(open("/proc/self/statm").read().split()[1])
-ballast = np.ones(max(0, peak() - pages * os.sysconf("SC_PAGE_SIZE")), np.uint8)
-for side in (500, 1000):
+
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+peaks = []
+for side in (500, 1500):
     image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    before = peak()
     selective_search(image)
-    print((peak() - before) / side**2)
+    peaks.append(peak())
+print((peaks[1] - peaks[0]) / (1500**2 - 500**2))
 """
 
 
 @needs_native
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_grows_with_the_pixels() -> None:
-    """Noise is the worst case: nearly every pixel is a region of its own at first."""
+    """Noise is the worst case: nearly every pixel is a region of its own at first.
+
+    The kernel counts resident pages on each processor and sums them up late: off by tens of MB
+    on a machine of many. Images far apart in size make that little.
+    """
     command = [sys.executable, "-c", MEASURE]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
-    small, large = map(float, answer.stdout.split())  # bytes a pixel
-    assert 50 < small < 400
-    assert large < 1.2 * small
+    assert 50 < float(answer.stdout) < 400  # bytes a pixel
