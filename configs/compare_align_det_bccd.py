@@ -9,10 +9,20 @@ unlabelled images, AP is that of `test`. The chain is that of configs/compare_al
 at 128 pixels.
 """
 
-from .common.compare_align_det import boxes, comparison, data, given, stages_with, updates
+from .common.compare_align_det import boxes, comparison, given, stages_with, updates
 from .common.compare_align_det import three_arms as arms
 from .common.compare_align_det import three_controls as controls
 from .common.compare_align_det import three_titles as titles
+from .common.comparison import (
+    BF16,
+    CROPS_128,
+    SHORT_SIDES_128,
+    SIZES_128,
+    TEST_128,
+    TRAIN,
+    budgets_of,
+    data,
+)
 
 comparison.title = "AlignDet on blood cells"
 data.train.source = "datasets/bccd"
@@ -21,24 +31,15 @@ data.unlabeled.split = "trainval"
 updates.backbone = 120
 updates.pretrain = updates.finetune = 150
 
-_bf16 = {"train.precision": "bf16"}  # a third faster on processors that multiply in it, and on GPUs
-_train = "dataloader.train.mapper.augmentation"
-_test = "dataloader.test.mapper.augmentation"
 stages = stages_with(
-    training={
-        **_bf16,
-        f"{_train}.short_sides": [112, 120, 128, 136, 144],
-        f"{_train}.max_size": 224,
-        f"{_train}.crop_short_sides": [128, 144, 160],
-        f"{_train}.crop_size": [80, 128],
-    },
-    evaluation={f"{_test}.short_sides": [128], f"{_test}.max_size": 224},
+    training={**BF16, **SIZES_128, **CROPS_128},
+    evaluation=TEST_128,
     views={
-        **_bf16,
-        f"{_train}.steps.0.short_sides": [112, 120, 128, 136, 144],
-        f"{_train}.steps.0.max_size": 224,
+        **BF16,
+        f"{TRAIN}.steps.0.short_sides": SHORT_SIDES_128,
+        f"{TRAIN}.steps.0.max_size": 224,
     },
-    backbone=_bf16,
+    backbone=BF16,
     search={"mode": "fast", "resize": "320", "workers": 1},
     filters={"relative": [0.05, 0.6], "aspect": 3, "nms": 0.5},
     clustering={"level": -2, "short_side": 256},
@@ -58,18 +59,7 @@ timing = dict(
     clusters=40.0,
 )
 
-budgets = dict(
-    small={
-        "comparison.seeds": 2,
-        "updates.backbone": 60,
-        "updates.pretrain": 60,
-        "updates.finetune": 60,
-    },
-    cpu={"comparison.seeds": 3},
-    gpu={
-        "comparison.seeds": 5,
-        "updates.backbone": 3000,
-        "updates.pretrain": 3000,
-        "updates.finetune": 1500,
-    },
+budgets = budgets_of(
+    small=dict(backbone=60, pretrain=60, finetune=60),
+    gpu=dict(backbone=3000, pretrain=3000, finetune=1500),
 )

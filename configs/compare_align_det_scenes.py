@@ -11,23 +11,22 @@ Selective Search, filters, clusters (DETR family), AlignDet with the backbone fr
 fine-tuning with new last layers. Scratch has as many updates in all; its backbone is random.
 """
 
-from .common.compare_align_det import boxes, comparison, data, given, stages_with, updates
+from .common.compare_align_det import boxes, comparison, given, stages_with, updates
 from .common.compare_align_det import three_arms as arms
 from .common.compare_align_det import three_controls as controls
 from .common.compare_align_det import three_titles as titles
+from .common.comparison import BF16, budgets_of, data
 
 comparison.title = "AlignDet on scenes"
 comparison.labels = [100]
-data.train.source = "datasets/scenes"
 
 updates.backbone = updates.pretrain = 150
 updates.finetune = 200
 
-_bf16 = {"train.precision": "bf16"}  # a third faster on processors that multiply in it, and on GPUs
 stages = stages_with(
-    training=_bf16,
-    views=_bf16,
-    backbone=_bf16,
+    training=BF16,
+    views=BF16,
+    backbone=BF16,
     search={"mode": "fast", "resize": "128", "workers": 1},
     filters={"relative": [0.08, 0.8], "aspect": 3, "nms": 0.5},
     clustering={"level": -2, "short_side": 256},
@@ -47,18 +46,7 @@ timing = dict(
     clusters=90.0,
 )
 
-budgets = dict(
-    small={
-        "comparison.seeds": 2,
-        "updates.backbone": 60,
-        "updates.pretrain": 60,
-        "updates.finetune": 80,
-    },
-    cpu={"comparison.seeds": 3},
-    gpu={
-        "comparison.seeds": 5,
-        "updates.backbone": 4000,
-        "updates.pretrain": 4000,
-        "updates.finetune": 2000,
-    },
+budgets = budgets_of(
+    small=dict(backbone=60, pretrain=60, finetune=80),
+    gpu=dict(backbone=4000, pretrain=4000, finetune=2000),
 )

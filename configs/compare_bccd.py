@@ -13,46 +13,22 @@ from .common.compare_self_training import (
     comparison,
     configs,
     controls,
-    data,
     stages_with,
     titles,
     updates,
 )
+from .common.comparison import BF16, CROPS_128, SIZES_128, TEST_128, budgets_of, data
 
 comparison.title = "Self-training on blood cells"
 data.train.source = "datasets/bccd"
 data.unlabeled.split = "trainval"
 
-_train = "dataloader.train.mapper.augmentation"
-_test = "dataloader.test.mapper.augmentation"
-stages = stages_with(
-    training={
-        "train.precision": "bf16",  # a third faster on processors that multiply in it, and on GPUs
-        f"{_train}.short_sides": [112, 120, 128, 136, 144],
-        f"{_train}.max_size": 224,
-        f"{_train}.crop_short_sides": [128, 144, 160],
-        f"{_train}.crop_size": [80, 128],
-    },
-    evaluation={f"{_test}.short_sides": [128], f"{_test}.max_size": 224},
-)
+stages = stages_with(training={**BF16, **SIZES_128, **CROPS_128}, evaluation=TEST_128)
 
 # Seconds of one core: an update with its share of evaluation, a run for boxes; AMD EPYC.
 timing = dict(deformable_detr=0.45, selftrain=0.4, image_domain=0.6, pseudo_labels=40.0)
 
-budgets = dict(
-    small={
-        "comparison.seeds": 2,
-        "updates.teacher": 60,
-        "updates.pretrain": 60,
-        "updates.finetune": 60,
-        "updates.backbone": 60,
-    },
-    cpu={"comparison.seeds": 3},
-    gpu={
-        "comparison.seeds": 5,
-        "updates.teacher": 1500,
-        "updates.pretrain": 3000,
-        "updates.finetune": 1500,
-        "updates.backbone": 3000,
-    },
+budgets = budgets_of(
+    small=dict(teacher=60, pretrain=60, finetune=60, backbone=60),
+    gpu=dict(teacher=1500, pretrain=3000, finetune=1500, backbone=3000),
 )

@@ -14,12 +14,9 @@ that help. Backbone and encoder are those of image-domain pre-training on the sa
 from predet.d2 import LazyCall as L
 from predet.engine.comparison import Controls, Proposals, Training
 
+from .common.comparison import BF16, budgets_of, data
+
 comparison = dict(title="Ablations of DETReg", labels=[100], seeds=3, matters=1.0)
-data = dict(
-    train=dict(source="datasets/scenes", split="train", image_root=None),
-    unlabeled=dict(source="${data.train.source}", split="train", image_root=None),
-    test=dict(source="${data.train.source}", split="test", image_root=None),
-)
 updates = dict(backbone=150, pretrain=120, finetune=220)
 
 _config = "configs/tiny/detreg_{}.py"
@@ -49,7 +46,6 @@ VARIANTS = dict(
         },
     ),
 )
-_all = {"train.precision": "bf16"}  # a third faster on processors that multiply in it, and on GPUs
 stages = dict(
     backbone=L(Training)(
         config="configs/tiny/image_domain.py", on="unlabeled", updates="${updates.backbone}"
@@ -59,14 +55,14 @@ stages = dict(
         config="configs/tiny/deformable_detr_one_stage.py",
         on="train",
         updates="${updates.finetune}",
-        set={**_all, "model.backbone.weights": "stage:backbone"},
+        set={**BF16, "model.backbone.weights": "stage:backbone"},
     ),
 ) | {
     name: L(Training)(
         config=_config.format(source),
         on="unlabeled",
         updates="${updates.pretrain}",
-        set={**_all, "model.detector.backbone.weights": "stage:backbone", **keys},
+        set={**BF16, "model.detector.backbone.weights": "stage:backbone", **keys},
     )
     for name, (source, keys) in VARIANTS.items()
 }
@@ -97,18 +93,7 @@ timing = dict(
     proposals=60.0,
 )
 
-budgets = dict(
-    small={
-        "comparison.seeds": 2,
-        "updates.backbone": 40,
-        "updates.pretrain": 20,
-        "updates.finetune": 30,
-    },
-    cpu={"comparison.seeds": 3},
-    gpu={
-        "comparison.seeds": 5,
-        "updates.backbone": 4000,
-        "updates.pretrain": 4000,
-        "updates.finetune": 2000,
-    },
+budgets = budgets_of(
+    small=dict(backbone=40, pretrain=20, finetune=30),
+    gpu=dict(backbone=4000, pretrain=4000, finetune=2000),
 )

@@ -8,7 +8,8 @@
 `configs/common/compare_grid.py` says what the arms are. Two-stage; as many boxes as in the paper.
 """
 
-from .common.compare_grid import budgets_of, comparison, controls_of, data, grid
+from .common.compare_grid import comparison, controls_of, grid, lengths
+from .common.comparison import data
 
 comparison.title = "Box sources and class targets, Deformable DETR"
 updates = dict(backbone=150, pretrain=120, finetune=220)
@@ -22,7 +23,7 @@ stages, arms, titles = grid(
     counts=_counts,
 )
 controls = controls_of(_counts)
-budgets = budgets_of(4000, 2000)
+budgets = lengths(4000, 2000)
 
 # Seconds of one core: an update with its share of evaluation, a run for boxes.
 timing = dict(

@@ -15,14 +15,12 @@ from .common.compare_methods import (
     budgets,
     comparison,
     controls,
-    data,
     stages_with,
     timing,
     titles,
     updates,
 )
+from .common.comparison import BF16, data
 
 comparison.title = "Pre-training methods on scenes"
-data.train.source = "datasets/scenes"
-# A third faster on processors that multiply in bfloat16, and on GPUs.
-stages = stages_with(training={"train.precision": "bf16"})
+stages = stages_with(training=BF16)

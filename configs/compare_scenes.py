@@ -14,17 +14,15 @@ from .common.compare_self_training import (
     comparison,
     configs,
     controls,
-    data,
     stages_with,
     titles,
     updates,
 )
+from .common.comparison import BF16, budgets_of, data
 
 comparison.title = "Self-training on scenes"
 comparison.labels = [100]
-data.train.source = "datasets/scenes"
-# A third faster on processors that multiply in bfloat16, and on GPUs.
-stages = stages_with(training={"train.precision": "bf16"})
+stages = stages_with(training=BF16)
 configs.detector = "configs/tiny/deformable_detr.py"
 configs.pretrain = "configs/tiny/selftrain.py"
 configs.backbone = "configs/tiny/image_domain.py"
@@ -35,20 +33,7 @@ updates.pretrain = updates.backbone = 150
 # Seconds of one core: an update with its share of evaluation, a run for boxes; on a busy AMD EPYC.
 timing = dict(deformable_detr=0.8, selftrain=0.75, image_domain=0.4, pseudo_labels=60.0)
 
-budgets = dict(
-    small={
-        "comparison.seeds": 2,
-        "updates.teacher": 80,
-        "updates.pretrain": 80,
-        "updates.finetune": 80,
-        "updates.backbone": 80,
-    },
-    cpu={"comparison.seeds": 3},
-    gpu={
-        "comparison.seeds": 5,
-        "updates.teacher": 2000,
-        "updates.pretrain": 4000,
-        "updates.finetune": 2000,
-        "updates.backbone": 4000,
-    },
+budgets = budgets_of(
+    small=dict(teacher=80, pretrain=80, finetune=80, backbone=80),
+    gpu=dict(teacher=2000, pretrain=4000, finetune=2000, backbone=4000),
 )

@@ -13,12 +13,9 @@ queries), and matching within groups. The backbone is that of image-domain pre-t
 from predet.d2 import LazyCall as L
 from predet.engine.comparison import Controls, Training
 
+from .common.comparison import BF16, budgets_of, data
+
 comparison = dict(title="Ablations of UP-DETR", labels=[100], seeds=3, matters=1.0)
-data = dict(
-    train=dict(source="datasets/scenes", split="train", image_root=None),
-    unlabeled=dict(source="${data.train.source}", split="train", image_root=None),
-    test=dict(source="${data.train.source}", split="test", image_root=None),
-)
 updates = dict(backbone=150, pretrain=240, finetune=360)
 
 VARIANTS = dict(
@@ -37,7 +34,6 @@ VARIANTS = dict(
     unmasked={"model.mask_probability": 0.0},
     matched_in_groups={"model.matching": "group"},
 )
-_all = {"train.precision": "bf16"}  # a third faster on processors that multiply in it, and on GPUs
 stages = dict(
     backbone=L(Training)(
         config="configs/tiny/image_domain.py", on="unlabeled", updates="${updates.backbone}"
@@ -47,7 +43,7 @@ stages = dict(
         on="train",
         updates="${updates.finetune}",
         set={
-            **_all,
+            **BF16,
             "model.backbone.weights": "stage:backbone",
             "model.transformer.pre_norm": True,
         },
@@ -57,7 +53,7 @@ stages = dict(
         config="configs/tiny/updetr.py",
         on="unlabeled",
         updates="${updates.pretrain}",
-        set={**_all, "model.detector.backbone.weights": "stage:backbone", **keys},
+        set={**BF16, "model.detector.backbone.weights": "stage:backbone", **keys},
     )
     for name, keys in VARIANTS.items()
 }
@@ -80,18 +76,7 @@ controls = L(Controls)()
 # Seconds of one core: an update with its share of evaluation.
 timing = dict(image_domain=0.5, detr=0.5, updetr=0.35)
 
-budgets = dict(
-    small={
-        "comparison.seeds": 2,
-        "updates.backbone": 40,
-        "updates.pretrain": 40,
-        "updates.finetune": 60,
-    },
-    cpu={"comparison.seeds": 3},
-    gpu={
-        "comparison.seeds": 5,
-        "updates.backbone": 4000,
-        "updates.pretrain": 8000,
-        "updates.finetune": 8000,
-    },
+budgets = budgets_of(
+    small=dict(backbone=40, pretrain=40, finetune=60),
+    gpu=dict(backbone=4000, pretrain=8000, finetune=8000),
 )

@@ -10,11 +10,6 @@ from predet.d2 import LazyCall as L
 from predet.engine.comparison import Clusters, Controls, Filtered, Proposals, Training
 
 comparison = dict(title="AlignDet", labels=[20], seeds=3, matters=1.0)
-data = dict(
-    train=dict(source="datasets/mine", split="train", image_root=None),
-    unlabeled=dict(source="${data.train.source}", split="train", image_root=None),
-    test=dict(source="${data.train.source}", split="test", image_root=None),
-)
 updates = dict(backbone=200, pretrain=200, finetune=200)
 boxes = dict(num=10, clusters=32)  # proposals of an image; clusters of all of them
 given = dict(backbone="stage:backbone")  # or a file with weights of a ResNet-18

@@ -5,18 +5,15 @@ numbers of boxes, and a threshold), the truth. Targets: an object or not, the em
 encoder (DETReg; also a random one), the teacher's or the true class. The backbone is the same in
 all arms, from image-domain pre-training.
 
-A recipe imports `comparison` and `data`, and makes the rest with `grid(...)`.
+A recipe imports `comparison`, and `data` of its own, and makes the rest with `grid(...)`.
 """
 
 from predet.d2 import LazyCall as L
 from predet.engine.comparison import Controls, PseudoLabels, Training
 
+from .comparison import BF16, budgets_of
+
 comparison = dict(title="Box sources and class targets", labels=[100], seeds=3, matters=1.0)
-data = dict(
-    train=dict(source="datasets/scenes", split="train", image_root=None),
-    unlabeled=dict(source="${data.train.source}", split="train", image_root=None),
-    test=dict(source="${data.train.source}", split="test", image_root=None),
-)
 
 BOXES, DATASET = "dataloader.train.mapper.boxes", "dataloader.train.dataset"
 TARGET = "model.semantic_target._target_"
@@ -48,16 +45,13 @@ def grid(
     detector_keys = {"backbone.weights": "stage:backbone", **(keys or {})}
     own = {f"model.{key}": value for key, value in detector_keys.items()}
     inner = {f"model.detector.{key}": value for key, value in detector_keys.items()}
-    bf16 = {
-        "train.precision": "bf16"
-    }  # a third faster where processors multiply in it, and on GPUs
 
     def pretraining(config: str, **more: object):
         return L(Training)(
             config=f"configs/tiny/{config}.py",
             on="unlabeled",
             updates="${updates.pretrain}",
-            set={**bf16, **inner, **more},
+            set={**BF16, **inner, **more},
         )
 
     def taught(count: int, **more: object):
@@ -106,7 +100,7 @@ def grid(
             config=f"configs/tiny/{detector}.py",
             on="train",
             updates="${updates.finetune}",
-            set={**bf16, **own},
+            set={**BF16, **own},
         ),
         boxes=L(PseudoLabels)(teacher="finetune"),
     ) | {name: stage for name, (stage, _) in variants.items()}
@@ -119,12 +113,9 @@ def controls_of(counts: tuple[int, ...]):
     return L(Controls)(shuffled=[f"teacher_{counts[0]}"])
 
 
-def budgets_of(pretrain: int, finetune: int) -> dict:
-    """With so many updates on a GPU."""
-    short = dict(backbone=40, pretrain=20, finetune=30)
-    long = dict(backbone=4000, pretrain=pretrain, finetune=finetune)
-    return dict(
-        small={"comparison.seeds": 2, **{f"updates.{name}": n for name, n in short.items()}},
-        cpu={"comparison.seeds": 3},
-        gpu={"comparison.seeds": 5, **{f"updates.{name}": n for name, n in long.items()}},
+def lengths(pretrain: int, finetune: int) -> dict:
+    """The budgets, with so many updates on a GPU."""
+    return budgets_of(
+        small=dict(backbone=40, pretrain=20, finetune=30),
+        gpu=dict(backbone=4000, pretrain=pretrain, finetune=finetune),
     )

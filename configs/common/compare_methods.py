@@ -11,12 +11,9 @@ for its detectors it takes `stages_with(...)` instead of `stages`.
 from predet.d2 import LazyCall as L
 from predet.engine.comparison import Controls, PseudoLabels, Training
 
+from .comparison import budgets_of
+
 comparison = dict(title="Pre-training methods", labels=[100], seeds=3, matters=1.0)
-data = dict(
-    train=dict(source="datasets/mine", split="train", image_root=None),
-    unlabeled=dict(source="${data.train.source}", split="train", image_root=None),
-    test=dict(source="${data.train.source}", split="test", image_root=None),
-)
 # Of every detector: before the labels (pre-training), on the labels (fine-tuning).
 updates = dict(
     backbone=150,
@@ -137,15 +134,14 @@ timing = dict(
 def _lengths(backbone: int, detr: tuple[int, int], deformable: tuple[int, int]) -> dict:
     """Updates of pre-training and fine-tuning, of both deformable detectors the same."""
     chosen = dict(detr=detr, deformable=deformable, h_deformable=deformable)
-    return {"updates.backbone": backbone} | {
-        f"updates.{detector}.{part}": number
+    return {"backbone": backbone} | {
+        f"{detector}.{part}": number
         for detector, numbers in chosen.items()
         for part, number in zip(("pretrain", "finetune"), numbers, strict=True)
     }
 
 
-budgets = dict(
-    small={"comparison.seeds": 2, **_lengths(40, (40, 60), (20, 30))},
-    cpu={"comparison.seeds": 3},
-    gpu={"comparison.seeds": 5, **_lengths(4000, (8000, 8000), (4000, 2000))},
+budgets = budgets_of(
+    small=_lengths(40, (40, 60), (20, 30)),
+    gpu=_lengths(4000, (8000, 8000), (4000, 2000)),
 )

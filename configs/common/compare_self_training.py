@@ -1,18 +1,13 @@
 """Self-training against its controls: where the boxes come from, what their classes are.
 
-A recipe imports all sections, sets `data`, `configs`, `updates`, `comparison`, `timing` and
-`budgets`, and makes `stages` by `stages_with(...)`.
+A recipe imports all sections, sets `configs`, `updates`, `comparison` and `timing`, makes `stages`
+by `stages_with(...)`, and has `data` and `budgets` of its own (`comparison.py`).
 """
 
 from predet.d2 import LazyCall as L
 from predet.engine.comparison import Controls, PseudoLabels, Training
 
 comparison = dict(title="Self-training", labels=[20], seeds=3, matters=1.0)
-data = dict(
-    train=dict(source="datasets/mine", split="train", image_root=None),
-    unlabeled=dict(source="${data.train.source}", split="train", image_root=None),
-    test=dict(source="${data.train.source}", split="test", image_root=None),
-)
 configs = dict(
     detector="configs/small/deformable_detr.py",
     pretrain="configs/small/selftrain.py",

@@ -12,12 +12,9 @@ self-training helps: two seeds of a short training can rarely tell.
 from predet.d2 import LazyCall as L
 from predet.engine.comparison import Controls, PseudoLabels, Training
 
+from ..common.comparison import data
+
 comparison = dict(title="Demonstration: self-training on scenes", labels=[100], seeds=2)
-data = dict(
-    train=dict(source="datasets/scenes", split="train", image_root=None),
-    unlabeled=dict(source="${data.train.source}", split="train", image_root=None),
-    test=dict(source="${data.train.source}", split="test", image_root=None),
-)
 updates = dict(teacher=140, pretrain=90, finetune=140)
 
 stages = dict(
