@@ -289,10 +289,13 @@ class Controls:
             longer = f"{start}_{total}"
             stages[longer] = dataclasses.replace(stages[start], updates=total)
             teacher = teacher_of(arms[name], stages) or self.teacher or start
+            of_teacher = names.get(by_chain.get((teacher,), teacher), teacher)
             own = {
                 "a": scratch,
                 "b": arm(f"{scratch}_{total}", f"{title}, {total} updates", longer),
-                "c": arm(f"{teacher}_{total}", f"{teacher}, {total} more updates", teacher, longer),
+                "c": arm(
+                    f"{teacher}_{total}", f"{of_teacher}, {total} more updates", teacher, longer
+                ),
             }
             if name in self.shuffled:
                 chain = _with_shuffled_boxes(name, arms[name], stages)

@@ -32,7 +32,7 @@ METHOD = (
     "means: both lie above 0 against (b), scratch trained for as many updates as pre-training and "
     "fine-tuning together, and against (c), the teacher trained on for as many. Updates count "
     "alike whatever they train; those of a teacher are not counted to its student, which is why "
-    "(c) is asked for. "
+    "(c) is asked for."
 )
 NOT_SHOWN = (
     "What these numbers do not show: other data, other sizes of model, other lengths of training; "

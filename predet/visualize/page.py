@@ -72,14 +72,14 @@ def _markdown(block: Block) -> str:
     if isinstance(block, Text):
         return f"{block.text}\n"
     if isinstance(block, Note):
-        return f"- **{block.mark}**: {block.text}"
+        return f"- **{block.mark}**: {block.text}\n"
     if isinstance(block, Figures):
         return f"{block.instead}\n" if block.instead else ""
     if isinstance(block, Folded):
         return f"### {block.title}\n\n" + "\n".join(_markdown(inner) for inner in block.blocks)
     lines = [block.header, tuple("---" for _ in block.header), *block.rows]
     table = "\n".join("| " + " | ".join(_cell(c) for c in line) + " |" for line in lines)
-    return (f"\n{block.caption}\n\n" if block.caption else "\n") + table + "\n"
+    return (f"{block.caption}\n\n" if block.caption else "") + table + "\n"
 
 
 def _cell(text: str) -> str:
