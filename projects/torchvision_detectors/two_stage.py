@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.poolers import initLevelMapper
 
 from predet.d2 import Instances
 from predet.layers.norm import NormName, norm_layer
@@ -338,7 +340,13 @@ def _masks_of(sample: Mapping[str, Any], count: int) -> Tensor:
 
 def _roi_align(backbone: nn.Module, size: int) -> MultiScaleRoIAlign:
     names = [str(level) for level in range(len(backbone.channels))]
-    return MultiScaleRoIAlign(featmap_names=names, output_size=size, sampling_ratio=2)
+    pool = MultiScaleRoIAlign(featmap_names=names, output_size=size, sampling_ratio=2)
+    # torchvision guesses the scales from the first batch that it sees and keeps them: wrong ones
+    # where the images of this batch are small beside their padding.
+    first, last = backbone.strides[0], backbone.strides[-1]
+    pool.scales = [1 / stride for stride in backbone.strides]
+    pool.map_levels = initLevelMapper(round(math.log2(first)), round(math.log2(last)))
+    return pool
 
 
 def _box_head(
