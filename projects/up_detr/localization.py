@@ -9,8 +9,8 @@ Legend: P patches of an image, all images of a data set one after the other: T.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +22,8 @@ from predet.data.images import BadSampleError
 from predet.data.pretext_mapper import PretextMapper
 from predet.ops.boxes import box_iou
 from predet.projects.up_detr.modeling import UPDETR
+
+logger = logging.getLogger(__name__)
 
 Batch = Sequence[Mapping[str, Any]]
 
@@ -50,21 +52,19 @@ class Controls(NamedTuple):
     mean_box: Localization  # one box for all patches
 
 
-def with_controls(
-    model: UPDETR, untrained: UPDETR, batches: Callable[[], Iterable[Batch]]
-) -> Controls:
+def with_controls(model: UPDETR, untrained: UPDETR, batches: Sequence[Batch]) -> Controls:
     """Measure a model and its controls.
 
     Args:
         model: trained, in evaluation mode.
         untrained: the same model before training, in evaluation mode.
-        batches: gives the same batches each time that it is called.
+        batches: as of `localization`; of at least two images each.
     """
     return Controls(
-        localization(model, batches()),
-        localization(model, batches(), swap=True),
-        localization(untrained, batches()),
-        mean_boxes(batches()),
+        localization(model, batches),
+        localization(model, batches, swap=True),
+        localization(untrained, batches),
+        mean_boxes(batches),
     )
 
 
@@ -79,7 +79,7 @@ def cut_patches(
     """Images of a data set with patches that depend on `seed` and the image alone.
 
     A last image by itself joins the batch before it, so that patches can be swapped. Images that
-    cannot be read or are too small are left out.
+    cannot be read or are too small are left out, and named in the log.
 
     Args:
         dataset: held-out images.
@@ -92,8 +92,11 @@ def cut_patches(
     samples = []
     for index in sorted(chosen.tolist()):
         record = dataset[index]
-        with contextlib.suppress(BadSampleError):
+        try:
             samples.append(mapper(record, np.random.default_rng([seed, record.image_id])))
+        except BadSampleError as error:
+            logger.warning("left out: %s", error)
+            continue
         if len(samples) > batch_size + 1:
             yield samples[:batch_size]
             samples = samples[batch_size:]

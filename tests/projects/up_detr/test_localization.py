@@ -88,7 +88,7 @@ def test_the_mean_box_is_a_part_of_every_image():
     torch.testing.assert_close(result.iou, torch.tensor([first, second]))
 
 
-def test_drawn_patches_depend_on_the_seed_and_the_image_alone(tmp_path):
+def test_drawn_patches_depend_on_the_seed_and_the_image_alone(tmp_path, caplog):
     make_scenes(tmp_path, num_images=7, image_size=64, num_classes=2, seed=0)
     cv2.imwrite(str(tmp_path / "images/000003.png"), np.zeros((12, 12, 3), np.uint8))
     dataset = without_annotations(load_images(tmp_path / "images"))
@@ -105,6 +105,8 @@ def test_drawn_patches_depend_on_the_seed_and_the_image_alone(tmp_path):
 
     first, again, other = draw(0, 5), draw(0, 2), draw(1, 5)
     assert len(first) == 6  # one is too small for patches
+    assert caplog.text.count("left out") == 3  # each time
+    assert "000003.png: too small for random patches: 12x12 pixels" in caplog.text
     assert first.keys() == again.keys() == other.keys()
     assert all(first[key].equal(again[key]) for key in first)
     assert not any(first[key].equal(other[key]) for key in first)
@@ -115,7 +117,7 @@ def test_drawn_patches_depend_on_the_seed_and_the_image_alone(tmp_path):
 def test_controls_are_measured_on_the_same_patches():
     batch = [sample(BOXES[1], patch=1), sample(BOXES[2], patch=2)]
     nowhere = Knows({n: [[0.0, 0, 1, 1]] * 2 for n in (1, 2)})
-    result = with_controls(Knows(BOXES), nowhere, lambda: [batch])
+    result = with_controls(Knows(BOXES), nowhere, [batch])
     assert result.own.iou.tolist() == [1.0] * 4
     assert result.swapped.iou.tolist() == [0.0] * 4
     assert result.untrained.iou.max() < 0.02
