@@ -11,8 +11,10 @@ box a query, scored by its best class. DATA is any labelled data set; all its ob
 class.
 
 Selective Search has no scores: in an order drawn from a seed, the n boxes that are taken score
-1 - rank / n. Shown is the mean over --orders orders with the standard deviation, for each of
---top-k (0: all). The default search is DETReg's. A store of Selective Search is measured so, too.
+1 - rank / n. Shown is the mean over --orders orders with the standard deviation, for each size of
+--resize and each number of --top-k (0: all). The default search is DETReg's. A store of Selective
+Search is measured so, too. Several --weights, of trainings with different seeds, get a line each
+and one of their mean with the standard deviation.
 
 A config of pre-training may have no test-time resizing; then --short-side and --max-side say it.
 --output appends one JSON object for each line of the table.
@@ -97,25 +99,32 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def of_search(args: argparse.Namespace, dataset: DetectionDataset) -> Iterator[Row]:
     """Boxes of Selective Search, searched now."""
-    search = RegionSearch(
-        mode=args.mode,
-        resize=args.resize,
-        channel_order=args.channel_order,
-        base_k=args.base_k,
-        min_size=args.min_size,
-    )
     warn_without_levels()
     cv2.setNumThreads(1)
+    searches = [
+        RegionSearch(
+            mode=args.mode,
+            resize=resize,
+            channel_order=args.channel_order,
+            base_k=args.base_k,
+            min_size=args.min_size,
+        )
+        for resize in args.resize
+    ]
+    for search in searches:
+        about = {"boxes": f"{search.method} {search.resize}", "parameters": search.parameters}
+        yield from of_orders(args, dataset, searched(search, dataset), about)
+
+
+def searched(search: RegionSearch, dataset: DetectionDataset) -> dict[int, Regions]:
+    """Regions by image id; an image that cannot be searched has none."""
     regions = {}
     for record in (dataset[index] for index in range(len(dataset))):
         try:
-            found = search.regions(read_image(record.path), name=record.path)
+            regions[record.image_id] = search.regions(read_image(record.path), name=record.path)
         except BadSampleError as error:
             logger.warning("no boxes: %s", error)
-            continue
-        regions[record.image_id] = found
-    about = {"boxes": f"{search.method} {search.resize}", "parameters": search.parameters}
-    yield from of_orders(args, dataset, regions, about)
+    return regions
 
 
 def of_store(args: argparse.Namespace, dataset: DetectionDataset) -> Iterator[Row]:
@@ -141,16 +150,21 @@ def of_checkpoint(args: argparse.Namespace, dataset: DetectionDataset) -> Iterat
     """Boxes of a detector, one a query."""
     cfg = load_config(args.config_file, args.opts)
     device = torch.device(args.device)
-    detector = load_trained(cfg, read_checkpoint(args.weights), device)
     loader = build_test_loader(
         dataset=dataset,
         mapper=DetectionMapper(augmentation=test_resizing(args, cfg), training=False),
         batch_size=args.batch_size,
         num_workers=args.num_workers,
     )
-    found = boxes_of_detector(detector, loader)
-    about = {"boxes": args.weights, "parameters": {"sha256": sha256_of(args.weights)}}
-    yield {**about, "config": args.config_file, "top_k": 0, **measured(dataset, [found])}
+    detectors = [load_trained(cfg, read_checkpoint(file), device) for file in args.weights]
+    found = []
+    for file, detector in zip(args.weights, detectors, strict=True):
+        found.append(boxes_of_detector(detector, loader))
+        about = {"boxes": file, "parameters": {"sha256": sha256_of(file)}}
+        yield {**about, "config": args.config_file, "top_k": 0, **measured(dataset, found[-1:])}
+    if len(found) > 1:
+        about = {"boxes": f"mean of {len(found)} trainings", "parameters": {"of": args.weights}}
+        yield {**about, "config": args.config_file, "top_k": 0, **measured(dataset, found)}
 
 
 def of_orders(
@@ -168,7 +182,7 @@ def of_orders(
 
 
 def measured(dataset: DetectionDataset, found: Sequence[Sequence[ImageDetections]]) -> Row:
-    """Mean of each metric, and the standard deviation where there are several orders."""
+    """Mean of each metric, and the standard deviation where there are several orders or models."""
     metrics = [proposal_metrics(dataset, one) for one in found]
     row: Row = {
         "boxes_per_image": sum(len(image.scores) for image in found[0]) / len(dataset),
@@ -195,7 +209,7 @@ def test_resizing(args: argparse.Namespace, cfg: DictConfig) -> Any:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A line for each row: the mean, and the standard deviation where there are several orders."""
+    """A line for each row: the mean, and the standard deviation where the row has one."""
     names = [
         f"{row['boxes']}, first {row['top_k']}" if row["top_k"] else row["boxes"] for row in rows
     ]
@@ -221,7 +235,13 @@ def make_parser() -> argparse.ArgumentParser:
     sub.set_defaults(run=of_search)
     add: Any = sub.add_argument
     add("--mode", choices=("single", "fast", "quality"), default="fast", help="(default: fast)")
-    add("--resize", default="128x128", help="WIDTHxHEIGHT, MAX_SIDE or off (default: 128x128)")
+    add(
+        "--resize",
+        nargs="+",
+        default=["128x128"],
+        metavar="SIZE",
+        help="WIDTHxHEIGHT, MAX_SIDE or off (default: 128x128)",
+    )
     add("--channel-order", choices=("rgb", "bgr"), default="bgr", help="(default: bgr)")
     add("--base-k", type=float, help="first k (default: the mode's)")
     add("--min-size", type=int, default=100, help="pixels of a first region (default: 100)")
@@ -238,7 +258,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.set_defaults(run=of_checkpoint)
     add = sub.add_argument
     add("--config-file", required=True, metavar="FILE", help="that the checkpoint was trained with")
-    add("--weights", required=True, metavar="FILE", help="the checkpoint")
+    add("--weights", required=True, nargs="+", metavar="FILE", help="checkpoints, by training")
     add("--short-side", type=int, help="pixels, instead of the config's test-time resizing")
     add("--max-side", type=int, help="pixels, with --short-side")
     add("--batch-size", type=int, default=8, help="images at once (default: %(default)s)")

@@ -101,7 +101,10 @@ def test_a_store_of_the_search_gives_the_same(tool, place) -> None:
     store = as_store(place, "levels", levels=True)
     options = ("--top-k", "5", "--orders=2")
     (stored,) = run(tool, place, "store", str(store), *options)
-    (searched,) = run(tool, place, "search", "--mode=single", "--resize=64x64", *options)
+    sizes = ("--resize", "48x48", "64x64")
+    smaller, searched = run(tool, place, "search", "--mode=single", *sizes, *options)
+    assert smaller["parameters"]["resize"] == "48x48"
+    assert smaller["AR100"] != searched["AR100"]
     for name in (*METRICS, "deviation", "boxes_per_image"):
         assert stored[name] == searched[name]
 
@@ -164,6 +167,28 @@ def test_a_checkpoint_gives_one_box_a_query(tool, place, weights, monkeypatch) -
             np.testing.assert_allclose(image.scores, scores.numpy(), atol=1e-5)
 
 
+def test_trainings_have_a_line_each_and_one_of_their_mean(tool, place, weights, capsys) -> None:
+    state = read_checkpoint(weights)
+    generator = torch.Generator().manual_seed(1)
+    noisy = {
+        name: value + 0.1 * torch.randn(value.shape, generator=generator)
+        for name, value in state["model"].items()
+    }
+    save_checkpoint(place / "other.pth", {**state, "model": noisy})
+    options = [f"--config-file={CONFIG}", "--num-workers=0", "--device=cpu", "--weights"]
+    files = [str(weights), str(place / "other.pth")]
+    first, second, mean = run(tool, place, "checkpoint", *options, *files, "--opts", *SMALL)
+    assert [first["boxes"], second["boxes"]] == files
+    assert mean["boxes"] == "mean of 2 trainings"
+    assert mean["parameters"]["of"] == files
+    assert first["AR100"] != second["AR100"]
+    for name in METRICS:
+        assert mean[name] == pytest.approx((first[name] + second[name]) / 2)
+        spread = abs(first[name] - second[name]) / 2**0.5
+        assert mean["deviation"][name] == pytest.approx(spread)
+    assert f"{mean['AR100']:.2f} +-{mean['deviation']['AR100']:.2f}" in capsys.readouterr().out
+
+
 def test_errors_are_one_line(tool, place, weights, tmp_path) -> None:
     options = [f"--config-file={CONFIG}", f"--weights={weights}", "--num-workers=0", "--device=cpu"]
     without = [*SMALL[:3], "dataloader.test=null"]
@@ -172,7 +197,7 @@ def test_errors_are_one_line(tool, place, weights, tmp_path) -> None:
     with pytest.raises(SystemExit, match="error: no box store in"):
         run(tool, place, "store", str(tmp_path))
     with pytest.raises(SystemExit, match="error: resize takes"):
-        run(tool, place, "search", "--resize=large")
+        run(tool, place, "search", "--resize", "64x64", "large")
     images = place / "scenes" / "images"
     with pytest.raises(SystemExit, match="has no annotations to find"):
         tool.main(["search", f"--data={images}", "--mode=single", "--resize=64x64"])
