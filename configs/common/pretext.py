@@ -1,8 +1,9 @@
 """Data of unsupervised pre-training: images alone, a box source, patches, augmentation.
 
 Users set `data.unlabeled` (the images), `data.boxes.num` (boxes of an image) and, for sources that
-read a store, `data.store`. A recipe takes `data` and `dataloader` from here, whose boxes are those
-of `selective_search`, and may put another source into `dataloader.train.mapper.boxes`:
+read a store, `data.store`. A recipe takes `data`, `dataloader` and `pretrain(detector)` from here,
+or the latter from the recipe of a method. Boxes are those of `selective_search` unless another
+source is put into `dataloader.train.mapper.boxes`:
 
     dataloader.train.mapper.boxes = stored_regions     # or random_patches, edge_boxes, ...
     dataloader.train.mapper.boxes.pick = importance    # or top_k, random_k
@@ -11,6 +12,8 @@ of `selective_search`, and may put another source into `dataloader.train.mapper.
 For boxes that belong to the data set the data set changes too: `dataloader.train.dataset =
 annotated`, `of_a_store` or `of_other_images`, with `boxes = dataset_boxes`.
 """
+
+from omegaconf import DictConfig
 
 from predet.d2 import LazyCall as L
 from predet.data.augmentation import DETRAugmentation
@@ -23,6 +26,8 @@ from predet.data.region_search import RegionSearch
 from predet.data.sources import load_images, without_annotations
 from predet.data.stored_boxes import RegionsOfOtherImages, StoredBoxes, StoredRegions
 from predet.data.views import ColorJitter, RandomBlur
+from predet.pretext.pretraining import Pretraining
+from predet.pretext.semantic_targets import Objectness
 
 from .data import data, dataloader
 
@@ -106,3 +111,10 @@ dataloader.train.mapper = L(PretextMapper)(
     patches=patches,
 )
 dataloader.train.total_batch_size = 192
+
+
+def pretrain(detector: DictConfig) -> DictConfig:
+    """The meta-architecture that pre-trains `detector` on these boxes, objects all of them."""
+    return L(Pretraining)(
+        detector=detector, semantic_target=L(Objectness)(), freeze_backbone="auto"
+    )

@@ -13,23 +13,20 @@ Then: configs/tiny/deformable_detr.py with train.reinit=auto
     train.init_checkpoint=output/tiny/pretrain/checkpoints/last.pth
 """
 
-from predet.d2 import LazyCall as L
-from predet.pretext.pretraining import Pretraining
-from predet.pretext.semantic_targets import Objectness
-
 from ..common.pretext import (
     annotated,
     data,
     dataloader,
     dataset_boxes,
     edge_boxes,
+    pretrain,
     random_patches,
     selective_search,
 )
 from .deformable_detr import dataloader as _labelled
 from .deformable_detr import lr_multiplier, model, optimizer, train
 
-model = L(Pretraining)(detector=model, semantic_target=L(Objectness)(), freeze_backbone="auto")
+model = pretrain(model)
 
 data.unlabeled.source, data.unlabeled.split = "datasets/scenes", "train"
 data.boxes.num = 10

@@ -4,6 +4,7 @@ Run: tools/lazyconfig_train_net.py --config-file configs/tiny/pretrain_detr.py -
     data.unlabeled.source=SCENES data.unlabeled.split=train
 """
 
+from ..common.pretext import pretrain
 from .detr import lr_multiplier, model, optimizer, train
 from .pretrain import (
     annotated,
@@ -14,9 +15,7 @@ from .pretrain import (
     random_patches,
     selective_search,
 )
-from .pretrain import model as _pretraining
 
-_pretraining.detector = model
-model = _pretraining
+model = pretrain(model)
 
 train.output_dir = "output/tiny/pretrain_detr"

@@ -5,6 +5,7 @@ Run: tools/lazyconfig_train_net.py --num-gpus 0 \\
     data.unlabeled.source=SCENES data.unlabeled.split=train
 """
 
+from ..common.pretext import pretrain
 from .h_deformable_detr import lr_multiplier, model, optimizer, train
 from .pretrain import (
     annotated,
@@ -15,9 +16,7 @@ from .pretrain import (
     random_patches,
     selective_search,
 )
-from .pretrain import model as _pretraining
 
-_pretraining.detector = model
-model = _pretraining
+model = pretrain(model)
 
 train.output_dir = "output/tiny/pretrain_h_deformable"
