@@ -66,7 +66,7 @@ def sample_regions(assigned: Tensor, *, max_regions: int) -> Tensor:
     Returns:
         (R,) indices, in ascending order.
     """
-    if max_regions < 1:
+    if max_regions is None or max_regions < 1:
         raise ValueError(f"max_regions must be at least 1, got {max_regions}")
     usable = torch.nonzero(assigned >= -1).flatten()
     draws = torch.rand(len(usable), device=assigned.device)

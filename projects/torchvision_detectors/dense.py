@@ -55,7 +55,8 @@ class DenseDetector(TorchvisionDetector):
     ) -> dict[str, Tensor]:
         """Of classes and boxes."""
         maps = list(features.values())
-        losses = self._losses_of(self.network.head(maps), images, maps, targets)
+        anchors = self._anchors(images, maps)
+        losses = self._losses_of(self.network.head(maps), anchors, maps, targets)
         losses.pop(_ASSIGNMENT)
         return {_LOSS_NAMES[name]: loss for name, loss in losses.items()}
 
@@ -67,18 +68,22 @@ class DenseDetector(TorchvisionDetector):
         per_place = outputs["cls_logits"].shape[1] // sum(places)
         lengths = [n * per_place for n in places]
         by_level = {name: list(x.split(lengths, dim=1)) for name, x in outputs.items()}
-        anchors = network.anchor_generator(as_image_list(images), maps)
-        anchors = [list(a.split(lengths)) for a in anchors]
+        anchors = [list(a.split(lengths)) for a in self._anchors(images, maps)]
         return network.postprocess_detections(by_level, anchors, list(images.sizes))
 
     def regions(self, batch: Sequence[Mapping[str, Any]], *, max_regions: int) -> Regions:
-        """Anchors or points of instances first, then background; see the base class."""
+        """Anchors or points of instances first, then background; see the base class.
+
+        Background is drawn inside of the images, not from their padding.
+        """
         images, targets = self.preprocess(batch), self.prepare_targets(batch)
         maps = list(self.features(images).values())
         tower = self.network.head.classification_head.conv
         read = [tower(m).float() for m in maps]
-        losses = self._box_losses(images, maps, targets)
+        anchors = self._anchors(images, maps)
+        losses = self._box_losses(anchors, maps, targets)
         assigned = _rows_of(losses.pop(_ASSIGNMENT), targets)  # (B, P)
+        assigned[(assigned == -1) & _in_padding(anchors, images.sizes)] = -2
         chosen = sample_regions(assigned.flatten(), max_regions=max_regions)
         image = torch.div(chosen, assigned.shape[1], rounding_mode="floor")
         prediction = chosen % assigned.shape[1]
@@ -94,15 +99,19 @@ class DenseDetector(TorchvisionDetector):
         """The last classification layer."""
         self.get_submodule(_CLASSIFICATION).requires_grad_(False)
 
+    def _anchors(self, images: ImageBatch, maps: list[Tensor]) -> list[Tensor]:
+        """(P, 4) xyxy of each image."""
+        return self.network.anchor_generator(as_image_list(images), maps)
+
     def _box_losses(
-        self, images: ImageBatch, maps: list[Tensor], targets: list[Target]
+        self, anchors: list[Tensor], maps: list[Tensor], targets: list[Target]
     ) -> dict[str, Tensor]:
         """Losses without classes, and the assignment."""
         outputs = self._regress(maps)
         # Of one class, told with logits that nothing depends on: this loss is dropped.
         outputs["cls_logits"] = torch.zeros_like(outputs["bbox_regression"][..., :1])
         targets = [{**t, "labels": torch.zeros_like(t["labels"])} for t in targets]
-        losses = self._losses_of(outputs, images, maps, targets)
+        losses = self._losses_of(outputs, anchors, maps, targets)
         losses.pop("classification")
         return losses
 
@@ -113,12 +122,11 @@ class DenseDetector(TorchvisionDetector):
     def _losses_of(
         self,
         outputs: dict[str, Tensor],
-        images: ImageBatch,
+        anchors: list[Tensor],
         maps: list[Tensor],
         targets: list[Target],
     ) -> dict[str, Tensor]:
         """torchvision's losses and the assignment, of the head's outputs."""
-        anchors = self.network.anchor_generator(as_image_list(images), maps)
         return self.network.compute_loss(targets, outputs, anchors)
 
 
@@ -281,11 +289,10 @@ class FCOS(DenseDetector):
     def _losses_of(
         self,
         outputs: dict[str, Tensor],
-        images: ImageBatch,
+        anchors: list[Tensor],
         maps: list[Tensor],
         targets: list[Target],
     ) -> dict[str, Tensor]:
-        anchors = self.network.anchor_generator(as_image_list(images), maps)
         places = [m.shape[2] * m.shape[3] for m in maps]
         return self.network.compute_loss(targets, outputs, anchors, places)
 
@@ -306,3 +313,10 @@ def _rows_of(assignment: list[Tensor], targets: list[Target]) -> Tensor:
             continue
         rows.append(torch.where(matched >= 0, target["rows"][matched.clamp(min=0)], matched))
     return torch.stack(rows)
+
+
+def _in_padding(anchors: list[Tensor], sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """(B, P) bool, whether the centre of an anchor lies beyond its image of (height, width)."""
+    centers = torch.stack([(a[:, :2] + a[:, 2:]) / 2 for a in anchors])  # (B, P, 2) as (x, y)
+    ends = centers.new_tensor(sizes).flip(1)[:, None]  # (B, 1, 2) as (width, height)
+    return (centers >= ends).any(dim=2)

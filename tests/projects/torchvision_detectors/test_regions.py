@@ -160,6 +160,25 @@ def test_regions_train_everything_but_what_is_frozen(model, name, parts):
     assert all("mask" in n or n == model.class_layers[0] for n in frozen)
 
 
+@pytest.mark.parametrize("name", ["retinanet", "fcos"])
+def test_background_is_not_drawn_from_the_padding(model, parts):
+    """An image beside a larger one has the places that it has alone."""
+    small, large = parts.sample((64, 64), [], []), parts.sample((128, 192), [], [])
+    alone, other, together = (
+        len(model.regions(images, max_regions=100_000).instances)
+        for images in ([small], [large], [small, large])
+    )
+    assert alone < other
+    assert together == alone + other
+    # Instances keep their regions there.
+    small = parts.sample((40, 40), [[2, 2, 40, 40]], [1])
+    alone, together = (
+        int((model.regions(images, max_regions=100_000).instances == 0).sum())
+        for images in ([small], [small, large])
+    )
+    assert together == alone > 0
+
+
 def test_images_without_boxes_have_losses_without_nan(model, parts):
     regions = model.regions([parts.sample((64, 96), [], [])] * 2, max_regions=16)
     assert (regions.instances == -1).all()
@@ -197,5 +216,6 @@ def test_sampling_takes_instances_then_background_and_ignores_the_rest():
     assert sample_regions(assigned, max_regions=99).tolist() == [0, 1, 3, 4, 6, 7]
     draws = {tuple(sample_regions(assigned, max_regions=2).tolist()) for _ in range(40)}
     assert draws == {(1, 3), (1, 6), (3, 6)}
-    with pytest.raises(ValueError, match="max_regions must be at least 1"):
-        sample_regions(assigned, max_regions=0)
+    for nothing in (0, None):  # None: the default of AlignDet, for queries, which are few
+        with pytest.raises(ValueError, match=f"max_regions must be at least 1, got {nothing}"):
+            sample_regions(assigned, max_regions=nothing)
