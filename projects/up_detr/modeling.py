@@ -18,6 +18,7 @@ from torch import Tensor
 from predet.modeling.detector import Condition, Detector
 from predet.modeling.matcher import Matches
 from predet.modeling.outputs import DetectorOutput
+from predet.modeling.postprocess import class_scores
 from predet.modeling.targets import Targets
 from predet.ops.boxes import cxcywh_to_xyxy
 from predet.pretext.feature_target import FeatureTarget, NormalizedSquared
@@ -141,7 +142,8 @@ class UPDETR(Pretraining):
         counts = [len(sample["patches"]) for sample in batch]
         patches = torch.cat([sample["patches"] for sample in batch]).to(self.device)
         output = self.detector.detect(images, self.patch_queries(self._encode(patches), counts))
-        score, boxes = self._scores(output.logits[-1]), cxcywh_to_xyxy(output.boxes[-1])
+        score = class_scores(output.logits[-1], self.detector.criterion.classification)[..., 0]
+        boxes = cxcywh_to_xyxy(output.boxes[-1])
         members = members_of_groups(score.shape[1], self.patch_queries.num_patches, self.device)
         own, best = score[:, members].max(dim=2)  # (B, M)
         query = members.expand(len(counts), -1, -1).gather(2, best[..., None])
@@ -153,15 +155,8 @@ class UPDETR(Pretraining):
 
     def _encode(self, patches: Tensor) -> Tensor:
         """(P, 3, S, S) uint8 -> (P, F); with a gradient where the backbone is trained."""
-        backbone, normalizer = self.detector.backbone, self.detector.normalizer
         if len(patches) == 0:
             return torch.zeros(0, self.num_features, device=self.device)
-        pixels = (patches.float() - normalizer.pixel_mean) / normalizer.pixel_std
+        pixels = self.detector.normalizer.normalize(patches)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone_is_frozen):
-            return backbone(pixels)[-1].mean(dim=(2, 3))
-
-    def _scores(self, logits: Tensor) -> Tensor:
-        """(..., K) -> (...), the probability of the first class."""
-        if self.detector.criterion.classification == "softmax":
-            return logits.float().softmax(dim=-1)[..., 0]
-        return logits.float()[..., 0].sigmoid()
+            return self.detector.backbone(pixels)[-1].mean(dim=(2, 3))
