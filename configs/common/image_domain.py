@@ -10,21 +10,17 @@ from omegaconf import DictConfig
 
 from predet.d2 import LazyCall as L
 from predet.data.loader import build_train_loader
-from predet.data.sources import load_images
 from predet.data.views import ColorJitter, MultiViewMapper, RandomBlur, RandomView
 from predet.engine.optim import parameter_groups
 from predet.projects.image_domain import DenseContrast
 
+from .unlabeled import images, unlabeled
+
+unlabeled.update(num_images=None, seed=0)  # or draw so many, by `seed`
+images.update(num_images="${data.unlabeled.num_images}", seed="${data.unlabeled.seed}")
+
 data = dict(
-    unlabeled=dict(
-        source="datasets/unlabeled",
-        split=None,
-        image_root=None,
-        format=None,  # detected
-        folders=None,  # or only images in these: names, or a file of them (ImageNet-100)
-        num_images=None,  # or draw so many, by `seed`
-        seed=0,
-    ),
+    unlabeled=unlabeled,
     # Side in pixels, and least and greatest share of the image. Small shares make views of
     # single objects, which is what a detector has to tell apart.
     view=dict(size=224, area=[0.08, 0.6]),
@@ -44,15 +40,7 @@ _view = L(RandomView)(
 
 dataloader = dict(
     train=L(build_train_loader)(
-        dataset=L(load_images)(
-            source="${data.unlabeled.source}",
-            split="${data.unlabeled.split}",
-            image_root="${data.unlabeled.image_root}",
-            format="${data.unlabeled.format}",
-            folders="${data.unlabeled.folders}",
-            num_images="${data.unlabeled.num_images}",
-            seed="${data.unlabeled.seed}",
-        ),
+        dataset=images,
         mapper=L(MultiViewMapper)(views=[_view, _view]),
         total_batch_size=64,
         num_workers=8,

@@ -23,21 +23,17 @@ from predet.data.edge_boxes import EdgeBoxes, EdgeBoxSearch
 from predet.data.pretext_mapper import PatchMaker, PretextMapper
 from predet.data.pseudo_labels import pseudo_labelled
 from predet.data.region_search import RegionSearch
-from predet.data.sources import load_images, without_annotations
+from predet.data.sources import without_annotations
 from predet.data.stored_boxes import RegionsOfOtherImages, StoredBoxes, StoredRegions
 from predet.data.views import ColorJitter, RandomBlur
 from predet.pretext.pretraining import Pretraining
 from predet.pretext.semantic_targets import Objectness
 
 from .data import data, dataloader
+from .unlabeled import images as annotated
+from .unlabeled import unlabeled
 
-data.unlabeled = dict(
-    source="datasets/unlabeled",
-    split=None,
-    image_root=None,
-    format=None,  # detected
-    folders=None,  # or only images in these: names, or a file of them (ImageNet-100)
-)
+data.unlabeled = unlabeled
 data.store = "output/proposals"
 data.boxes = dict(num=30)  # of an image
 data.patches = dict(size=128)  # pixels of their sides
@@ -58,13 +54,6 @@ edge_boxes = L(EdgeBoxes)(search=L(EdgeBoxSearch)(), pick=top_k)
 random_patches = L(RandomPatches)(num_patches="${data.boxes.num}")
 dataset_boxes = L(AnnotatedBoxes)()
 
-annotated = L(load_images)(
-    source="${data.unlabeled.source}",
-    split="${data.unlabeled.split}",
-    image_root="${data.unlabeled.image_root}",
-    format="${data.unlabeled.format}",
-    folders="${data.unlabeled.folders}",
-)
 of_a_store = L(pseudo_labelled)(
     dataset=annotated,
     store="${data.store}",

@@ -8,19 +8,13 @@ from omegaconf import DictConfig
 
 from predet.d2 import LazyCall as L
 from predet.data.pseudo_labels import pseudo_labelled
-from predet.data.sources import load_images
 from predet.pretext.semantic_targets import KeepClasses
 from predet.projects.self_training import SelfTraining
 
 from .data import data, dataloader
+from .unlabeled import images, unlabeled
 
-data.unlabeled = dict(
-    source="datasets/unlabeled",
-    split=None,
-    image_root=None,
-    format=None,  # detected
-    folders=None,  # or only images in these: names, or a file of them (ImageNet-100)
-)
+data.unlabeled = unlabeled
 data.store = "output/pseudo_labels"
 # "auto": what pseudo_label.py was told, else 30 boxes and no threshold.
 # A number as shuffle_seed gives every image the boxes of another one: a control.
@@ -28,13 +22,7 @@ data.selection = dict(top_k="auto", score_threshold="auto", empty="keep", shuffl
 del data.train
 
 dataloader.train.dataset = L(pseudo_labelled)(
-    dataset=L(load_images)(
-        source="${data.unlabeled.source}",
-        split="${data.unlabeled.split}",
-        image_root="${data.unlabeled.image_root}",
-        format="${data.unlabeled.format}",
-        folders="${data.unlabeled.folders}",
-    ),
+    dataset=images,
     store="${data.store}",
     top_k="${data.selection.top_k}",
     score_threshold="${data.selection.score_threshold}",
