@@ -8,17 +8,11 @@ Then configs/fcos_folder.py with train.reinit=[last-layers] and
     train.init_checkpoint=output/folder/align_det_fcos/checkpoints/last.pth
 """
 
-from predet.d2 import LazyCall as L
-from predet.pretext.semantic_targets import Objectness
-
 from .align_det_folder import data, dataloader, lr_multiplier, train
-from .common.align_det import pretrain
+from .common.align_det import pretrain_pyramid
 from .fcos_folder import model, optimizer
 
-model = pretrain(model)
-model.semantic_target = L(Objectness)()
-model.hidden_dim = 256
-model.max_regions = 4096
+model = pretrain_pyramid(model, hidden_dim=256, max_regions=4096)
 
 train.output_dir = "output/folder/align_det_fcos"
 train.clip_grad_norm = 10.0

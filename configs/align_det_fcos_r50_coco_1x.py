@@ -9,17 +9,11 @@ Length: 12 epochs of 118_287 // 16 = 7_392 steps, a tenth of the learning rate a
 after 11; SGD with 0.01, decay 1e-4, warm-up over 500 steps.
 """
 
-from predet.d2 import LazyCall as L
-from predet.pretext.semantic_targets import Objectness
-
-from .common.align_det import data, dataloader, pretrain
+from .common.align_det import data, dataloader, pretrain_pyramid
 from .common.models.torchvision_detectors import fcos as detector
 from .common.torchvision_1x import lr_multiplier, optimizer, train
 
-model = pretrain(detector)
-model.semantic_target = L(Objectness)()
-model.hidden_dim = 256
-model.max_regions = 2048
+model = pretrain_pyramid(detector, hidden_dim=256, max_regions=2048)
 
 data.unlabeled.source, data.unlabeled.split = "datasets/coco", "train2017"
 data.store = "output/coco_proposals"

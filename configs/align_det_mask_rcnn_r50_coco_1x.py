@@ -12,19 +12,13 @@ Length: 12 epochs of 118_287 // 16 = 7_392 steps, a tenth of the learning rate a
 after 11; SGD with 0.02, decay 1e-4, warm-up over 500 steps.
 """
 
-from predet.d2 import LazyCall as L
-from predet.pretext.semantic_targets import Objectness
-
-from .common.align_det import data, dataloader, pretrain
+from .common.align_det import data, dataloader, pretrain_pyramid
 from .common.models.torchvision_detectors import mask_rcnn as detector
 from .common.torchvision_1x import lr_multiplier, optimizer, train
 
 detector.head_convolutions = 4
 detector.rpn_samples, detector.rpn_positive_fraction = 4096, 1.0
-model = pretrain(detector)
-model.semantic_target = L(Objectness)()
-model.hidden_dim = 1024
-model.max_regions = 8192
+model = pretrain_pyramid(detector, hidden_dim=1024, max_regions=8192)
 
 data.unlabeled.source, data.unlabeled.split = "datasets/coco", "train2017"
 data.store = "output/coco_proposals"

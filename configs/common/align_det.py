@@ -2,7 +2,8 @@
 
 Users set `data.unlabeled` (the images), `data.store` (the boxes) and `data.selection` (which of
 them count). Classes are those of the store: cluster ids, or the one class "object". A recipe takes
-`data`, `dataloader` and `pretrain(detector)` from here.
+`data`, `dataloader` and `pretrain(detector)` from here; or `pretrain_pyramid(detector)`, where
+contrast stands in the place of classes: RetinaNet, FCOS, Faster and Mask R-CNN.
 """
 
 from omegaconf import DictConfig
@@ -12,7 +13,7 @@ from predet.data.augmentation import Compose, HorizontalFlip, ResizeShortSide
 from predet.data.box_sources import AnnotatedBoxes
 from predet.data.photometric import OneChange
 from predet.data.two_views import TwoViewMapper
-from predet.pretext.semantic_targets import KeepClasses
+from predet.pretext.semantic_targets import KeepClasses, Objectness
 from predet.projects.align_det import AlignDet
 
 from .self_training import data, dataloader
@@ -49,3 +50,16 @@ def pretrain(detector: DictConfig) -> DictConfig:
         weights={"loss_contrast": 1.0, "detection": 1.0},
         gather_negatives=False,
     )
+
+
+def pretrain_pyramid(detector: DictConfig, *, hidden_dim: int, max_regions: int) -> DictConfig:
+    """The same for a detector with a pyramid, which learns no classes.
+
+    Args:
+        hidden_dim: of the projector: what the last classification layer reads.
+        max_regions: predictions of a batch in the contrast.
+    """
+    model = pretrain(detector)
+    model.semantic_target = L(Objectness)()
+    model.hidden_dim, model.max_regions = hidden_dim, max_regions
+    return model

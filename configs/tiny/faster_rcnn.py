@@ -7,17 +7,10 @@ Run: tools/lazyconfig_train_net.py --config-file configs/tiny/faster_rcnn.py --n
 """
 
 from ..common.models.torchvision_detectors import faster_rcnn as model
+from ..common.models.torchvision_detectors import shrink
 from .deformable_detr import data, dataloader, lr_multiplier, optimizer, train
 
-model.backbone.depth = 18
-model.backbone.weights = None
-model.backbone.norm = "gn"
-model.backbone.freeze_at = 0
-model.neck_channels = 64
-model.anchor_scale = 4.0
-model.representation_size = 256
-model.proposals_train = model.proposals_test = 200
-model.roi_samples = 64  # a third less work than torchvision's 512
+shrink(model)
 
 optimizer.params.lr_factors = {}
 train.output_dir = "output/tiny/faster_rcnn"

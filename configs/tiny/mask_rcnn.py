@@ -9,17 +9,10 @@ The data has no masks: its boxes are trained alone.
 """
 
 from ..common.models.torchvision_detectors import mask_rcnn as model
+from ..common.models.torchvision_detectors import shrink
 from .deformable_detr import data, dataloader, lr_multiplier, optimizer, train
 
-model.backbone.depth = 18
-model.backbone.weights = None
-model.backbone.norm = "gn"
-model.backbone.freeze_at = 0
-model.neck_channels = 64
-model.anchor_scale = 4.0
-model.representation_size = 256
-model.proposals_train = model.proposals_test = 200
-model.roi_samples = 64  # a third less work than torchvision's 512
+shrink(model)
 
 optimizer.params.lr_factors = {}
 train.output_dir = "output/tiny/mask_rcnn"

@@ -7,14 +7,10 @@ Run: tools/lazyconfig_train_net.py --config-file configs/tiny/retinanet.py --num
 """
 
 from ..common.models.torchvision_detectors import retinanet as model
+from ..common.models.torchvision_detectors import shrink
 from .deformable_detr import data, dataloader, lr_multiplier, optimizer, train
 
-model.backbone.depth = 18
-model.backbone.weights = None
-model.backbone.norm = "gn"
-model.backbone.freeze_at = 0
-model.neck_channels = 64
-model.anchor_scale = 2.0
+shrink(model)
 
 optimizer.params.lr_factors = {}
 train.output_dir = "output/tiny/retinanet"

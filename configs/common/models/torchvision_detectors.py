@@ -1,7 +1,7 @@
 """torchvision's detectors with a ResNet-50: pyramid, heads and thresholds of torchvision.
 
 The recipes of torchvision and of the papers freeze the stem and the first stage, and every batch
-normalisation, of a backbone with ImageNet weights.
+normalisation, of a backbone with ImageNet weights. `shrink` makes them small enough for a CPU.
 """
 
 from omegaconf import DictConfig
@@ -58,3 +58,15 @@ faster_rcnn = L(FasterRCNN)(**_two_stage)
 
 # predet's data has no masks to train them.
 mask_rcnn = L(MaskRCNN)(**_two_stage, mask_threshold=None)
+
+
+def shrink(model: DictConfig) -> None:
+    """A ResNet-18 from random weights with GroupNorm, 64 channels, anchors of half the size."""
+    model.backbone.update(depth=18, weights=None, norm="gn", freeze_at=0)
+    model.neck_channels = 64
+    if "anchor_scale" in model:  # FCOS has points
+        model.anchor_scale /= 2
+    if "representation_size" in model:  # two stages
+        model.representation_size = 256
+        model.proposals_train = model.proposals_test = 200
+        model.roi_samples = 64  # a third less work than torchvision's 512
