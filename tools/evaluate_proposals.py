@@ -2,19 +2,22 @@
 """How well boxes find objects, whatever their class: AP, AP50, AP75 and AR@1/10/30/100 in percent.
 
     tools/evaluate_proposals.py search --data scenes --split test --resize 128x128 --top-k 30
+    tools/evaluate_proposals.py targets --config-file configs/tiny/detreg.py \\
+        --data scenes --split test
     tools/evaluate_proposals.py store stores/edges --data scenes --split test
     tools/evaluate_proposals.py checkpoint --config-file configs/tiny/detreg.py \\
         --weights output/tiny/detreg/checkpoints/last.pth --data scenes --split test
 
-The boxes are those of Selective Search, of a box store, or of a detector, pre-trained or not: one
-box a query, scored by its best class. DATA is any labelled data set; all its objects count as one
-class.
+The boxes are those of Selective Search, of the box source that a config of pre-training has its
+targets from, of a box store, or of a detector, pre-trained or not: one box a query, scored by its
+best class. DATA is any labelled data set; all its objects count as one class.
 
 Selective Search has no scores: in an order drawn from a seed, the n boxes that are taken score
 1 - rank / n. Shown is the mean over --orders orders with the standard deviation, for each size of
 --resize and each number of --top-k (0: all). The default search is DETReg's. A store of Selective
-Search is measured so, too. Several --weights, of trainings with different seeds, get a line each
-and one of their mean with the standard deviation.
+Search is measured so, too, and so are targets, as many and in the order as training draws them.
+Several --weights, of trainings with different seeds, get a line each and one of their mean with
+the standard deviation.
 
 A config of pre-training may have no test-time resizing; then --short-side and --max-side say it.
 --output appends one JSON object for each line of the table.
@@ -37,6 +40,7 @@ from omegaconf import DictConfig, OmegaConf
 from predet.checkpoint import read_checkpoint
 from predet.d2 import instantiate
 from predet.data.augmentation import ResizeShortSide
+from predet.data.box_sources import BoxSource
 from predet.data.box_store import BoxStore
 from predet.data.dataset import DetectionDataset
 from predet.data.images import BadSampleError, read_image
@@ -125,6 +129,36 @@ def searched(search: RegionSearch, dataset: DetectionDataset) -> dict[int, Regio
         except BadSampleError as error:
             logger.warning("no boxes: %s", error)
     return regions
+
+
+def of_targets(args: argparse.Namespace, dataset: DetectionDataset) -> Iterator[Row]:
+    """Boxes that pre-training by a config would have as targets in these images."""
+    cfg = load_config(args.config_file, args.opts)
+    boxes = OmegaConf.select(cfg, "dataloader.train.mapper.boxes")
+    if boxes is None:
+        raise ValueError(f"{args.config_file} has no box source at dataloader.train.mapper.boxes")
+    source = instantiate(boxes)
+    source.check(dataset)
+    cv2.setNumThreads(1)
+    found = [targets(source, dataset, seed) for seed in range(args.orders)]
+    about = {"boxes": f"targets of {args.config_file}", "parameters": {"opts": args.opts}}
+    count = {"top_k": source.num_boxes or 0, "orders": args.orders}
+    yield {**about, "config": args.config_file, **count, **measured(dataset, found)}
+
+
+def targets(source: BoxSource, dataset: DetectionDataset, seed: int) -> list[ImageDetections]:
+    """The n boxes that a source gives of each image, scored 1 - rank / n in its order."""
+    found = []
+    for record in (dataset[index] for index in range(len(dataset))):
+        try:
+            rng = np.random.default_rng((seed, record.image_id))
+            boxes, classes = source(read_image(record.path), record, rng)
+        except BadSampleError as error:
+            logger.warning("no boxes: %s", error)
+            continue
+        scores = 1 - np.arange(len(boxes)) / max(len(boxes), 1)
+        found.append(ImageDetections(record.image_id, boxes, scores, classes))
+    return found
 
 
 def of_store(args: argparse.Namespace, dataset: DetectionDataset) -> Iterator[Row]:
@@ -229,7 +263,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(required=True, metavar="search|store|checkpoint")
+    commands = parser.add_subparsers(required=True, metavar="search|targets|store|checkpoint")
 
     sub = commands.add_parser("search", help=of_search.__doc__)
     sub.set_defaults(run=of_search)
@@ -247,6 +281,14 @@ def make_parser() -> argparse.ArgumentParser:
     add("--min-size", type=int, default=100, help="pixels of a first region (default: 100)")
     _add_common(sub)
     _add_orders(sub)
+
+    sub = commands.add_parser("targets", help=of_targets.__doc__)
+    sub.set_defaults(run=of_targets)
+    add = sub.add_argument
+    add("--config-file", required=True, metavar="FILE", help="a config of pre-training")
+    add("--opts", nargs="*", default=[], metavar="key=value", help="changes to the config")
+    _add_common(sub)
+    _add_draws(sub)
 
     sub = commands.add_parser("store", help=of_store.__doc__)
     sub.set_defaults(run=of_store)
@@ -283,7 +325,12 @@ def _add_common(sub: argparse.ArgumentParser) -> None:
 def _add_orders(sub: argparse.ArgumentParser) -> None:
     add: Any = sub.add_argument
     add("--top-k", type=int, nargs="+", default=[0], help="boxes of an image, 0: all (default: 0)")
-    add("--orders", type=int, default=3, help="orders of Selective Search (default: 3)")
+    _add_draws(sub)
+
+
+def _add_draws(sub: argparse.ArgumentParser) -> None:
+    add: Any = sub.add_argument
+    add("--orders", type=int, default=3, help="draws of the order (default: 3)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""tools/evaluate_proposals.py: its three sources agree with each other, its rows with its table."""
+"""tools/evaluate_proposals.py: its sources agree with each other, its rows with its table."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from predet.data.region_search import RegionSearch
 from predet.data.scenes import make_scenes
 from predet.engine.config import load_config
 from predet.engine.inference import load_trained
+from predet.evaluation.average_precision import ImageDetections
 from predet.evaluation.proposals import METRICS, boxes_of_regions, proposal_metrics
 from predet.ops.selective_search import rank, to_rows
 
@@ -97,6 +98,22 @@ def test_a_search_is_measured_over_orders(tool, place, capsys) -> None:
     assert f"{first['AP']:.2f} +-{first['deviation']['AP']:.2f}" in line
 
 
+def test_targets_of_a_config_are_those_of_its_search(tool, place) -> None:
+    """As many as it trains on; a source that draws more gives other figures."""
+    config = ("targets", "--config-file=configs/tiny/detreg.py", "--orders=2", "--opts")
+    source = "dataloader.train.mapper.boxes"
+    search = (f"{source}.search.mode=single", f"{source}.search.resize=64x64")
+    (found,) = run(tool, place, *config, "data.boxes.num=5", *search)
+    options = ("--mode=single", "--resize=64x64", "--top-k", "5", "0", "--orders=2")
+    first, whole = run(tool, place, "search", *options)
+    assert (found["top_k"], found["boxes_per_image"]) == (5, 5.0)
+    for name in (*METRICS, "deviation"):
+        assert found[name] == first[name]
+    assert found["AR100"] != whole["AR100"]
+    with pytest.raises(SystemExit, match=r"error: configs/tiny/detr\.py has no box source"):
+        run(tool, place, "targets", "--config-file=configs/tiny/detr.py")
+
+
 def test_a_store_of_the_search_gives_the_same(tool, place) -> None:
     store = as_store(place, "levels", levels=True)
     options = ("--top-k", "5", "--orders=2")
@@ -167,21 +184,24 @@ def test_a_checkpoint_gives_one_box_a_query(tool, place, weights, monkeypatch) -
             np.testing.assert_allclose(image.scores, scores.numpy(), atol=1e-5)
 
 
-def test_trainings_have_a_line_each_and_one_of_their_mean(tool, place, weights, capsys) -> None:
-    state = read_checkpoint(weights)
-    generator = torch.Generator().manual_seed(1)
-    noisy = {
-        name: value + 0.1 * torch.randn(value.shape, generator=generator)
-        for name, value in state["model"].items()
-    }
-    save_checkpoint(place / "other.pth", {**state, "model": noisy})
+def test_trainings_have_a_line_each_and_one_of_their_mean(
+    tool, place, weights, monkeypatch, capsys
+) -> None:
+    dataset = load_dataset(place / "scenes")
+    truth = [
+        ImageDetections(r.image_id, r.boxes, np.linspace(1, 0.5, len(r.boxes)), r.classes)
+        for r in (dataset[index] for index in range(len(dataset)))
+    ]
+    found = iter([truth, truth[:3]])  # the second model finds nothing in the other images
+    monkeypatch.setattr(tool, "boxes_of_detector", lambda *_: next(found))
     options = [f"--config-file={CONFIG}", "--num-workers=0", "--device=cpu", "--weights"]
-    files = [str(weights), str(place / "other.pth")]
+    files = [str(weights)] * 2
     first, second, mean = run(tool, place, "checkpoint", *options, *files, "--opts", *SMALL)
     assert [first["boxes"], second["boxes"]] == files
+    assert first["AR100"] == pytest.approx(100)
+    assert second["AR100"] < 90
     assert mean["boxes"] == "mean of 2 trainings"
     assert mean["parameters"]["of"] == files
-    assert first["AR100"] != second["AR100"]
     for name in METRICS:
         assert mean[name] == pytest.approx((first[name] + second[name]) / 2)
         spread = abs(first[name] - second[name]) / 2**0.5
