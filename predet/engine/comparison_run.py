@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from predet.engine.build import describe_machine
 from predet.engine.comparison import Training
 from predet.engine.comparison_page import Analysis, page_blocks
-from predet.engine.comparison_results import check_leakage, collect, write_text
+from predet.engine.comparison_results import Results, check_leakage, collect, write_text
 from predet.engine.comparison_stages import Resolved, StageResolver
 from predet.engine.metrics import without_nan
 from predet.engine.stages import Stage, StageRecord, finished_record, run_stages
@@ -122,6 +122,7 @@ def run(resolver: StageResolver, *, jobs: int) -> None:
         resolver.folder,
         jobs=jobs,
         log_files=True,
+        made_by=_maker(resolver),
         environment={} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": threads},
         on_finish=report,
     )
@@ -150,7 +151,7 @@ def write_page(
         ),
         leakage=check_leakage(resolver) if leakage else None,
         test_images=images,
-        about=_about(resolver, command),
+        about=_about(resolver, results, command),
     )
     blocks = page_blocks(analysis)
     output.mkdir(parents=True, exist_ok=True)
@@ -217,18 +218,24 @@ def _leakage_json(analysis: Analysis) -> dict[str, Any] | None:
     return {**analysis.leakage._asdict(), "copies": copies}
 
 
-def _about(resolver: StageResolver, command: str) -> dict[str, str]:
+def _about(resolver: StageResolver, results: Results, command: str) -> dict[str, str]:
+    made = datetime.datetime.now().astimezone().isoformat(timespec="minutes")
+    makers = dict.fromkeys(cost.record.made_by or "not recorded" for cost in results.costs)
     sections = {
         f"data.{name}": f"{resolver.dataset(name).name}: {len(resolver.dataset(name))} images"
         for name in resolver.comparison.data
     }
     return {
         "command": command,
-        "code": _commit(resolver.tools),
-        "page made": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
-        "by": describe_machine(),
+        "stages made by": "; ".join(makers),
+        "page made": f"{made} by {_maker(resolver)}",
         **sections,
     }
+
+
+def _maker(resolver: StageResolver) -> str:
+    """Code and machine."""
+    return f"{_commit(resolver.tools)}, {describe_machine()}"
 
 
 def _commit(folder: Path) -> str:
@@ -238,7 +245,7 @@ def _commit(folder: Path) -> str:
         found = subprocess.run(command, capture_output=True, text=True)
     except OSError:
         return "no checkout"
-    return found.stdout.strip() if found.returncode == 0 else "no checkout"
+    return f"commit {found.stdout.strip()}" if found.returncode == 0 else "no checkout"
 
 
 def _kind(stage: Resolved) -> str:

@@ -51,6 +51,7 @@ class StageRecord(NamedTuple):
     seconds: float  # wall time
     core_seconds: float  # processor time of the stage's processes
     lost: int  # attempts that were killed together with us, whose times are not known
+    made_by: str  # code and machine of the attempt that finished, "" where it was not said
 
 
 class StageFailed(RuntimeError):
@@ -64,6 +65,7 @@ def run_stages(
     jobs: int = 1,
     log_files: bool = False,
     environment: dict[str, str] | None = None,
+    made_by: str = "",
     on_finish: Callable[[Stage, StageRecord], None] | None = None,
 ) -> list[StageRecord]:
     """Run every stage that the folder `records` does not hold as finished.
@@ -74,6 +76,7 @@ def run_stages(
         jobs: stages of this process that run at the same time.
         log_files: send what stages print to `NAME.log` among the records, not to our output.
         environment: variables for the stages, over our own.
+        made_by: code and machine, kept in the records of what runs now.
         on_finish: called for each stage that has been run to its end here.
 
     Returns:
@@ -87,7 +90,7 @@ def run_stages(
     _check(stages)
     folder = Path(records)
     folder.mkdir(parents=True, exist_ok=True)
-    work = _Work(stages, folder, log_files, environment or {}, on_finish)
+    work = _Work(stages, folder, log_files, environment or {}, made_by, on_finish)
     work.run(jobs)
     return [_record_of(stage, _read(folder, stage)) for stage in stages]
 
@@ -119,9 +122,11 @@ class _Work:
         folder: Path,
         log_files: bool,
         environment: dict[str, str],
+        made_by: str,
         on_finish: Callable[[Stage, StageRecord], None] | None,
     ) -> None:
-        self.folder, self.log_files, self.on_finish = folder, log_files, on_finish
+        self.folder, self.log_files = folder, log_files
+        self.made_by, self.on_finish = made_by, on_finish
         self.environment = {**os.environ, **environment}
         self.finished = {s.name for s in stages if finished_record(s, folder)}
         self.waiting = [stage for stage in stages if stage.name not in self.finished]
@@ -208,6 +213,7 @@ class _Work:
         known["identity"], known["command"] = _identity(stage), list(stage.command)
         known["seconds"] += seconds
         known["core_seconds"] += core_seconds
+        known["made_by"] = self.made_by
         known["status"] = status
         known["finished"] = status == 0 and stage.product.exists()
         _write(self.folder, stage, known)
@@ -299,7 +305,7 @@ def _identity(stage: Stage) -> str:
 
 def _read(folder: Path, stage: Stage) -> dict[str, Any]:
     path = folder / f"{stage.name}.json"
-    empty = {"finished": False, "seconds": 0.0, "core_seconds": 0.0, "lost": 0}
+    empty = {"finished": False, "seconds": 0.0, "core_seconds": 0.0, "lost": 0, "made_by": ""}
     return {**empty, **json.loads(path.read_text())} if path.exists() else empty
 
 
@@ -312,7 +318,12 @@ def _write(folder: Path, stage: Stage, known: dict[str, Any]) -> None:
 
 def _record_of(stage: Stage, known: dict[str, Any]) -> StageRecord:
     return StageRecord(
-        stage.name, stage.command, known["seconds"], known["core_seconds"], known["lost"]
+        name=stage.name,
+        command=stage.command,
+        seconds=known["seconds"],
+        core_seconds=known["core_seconds"],
+        lost=known["lost"],
+        made_by=known["made_by"],
     )
 
 

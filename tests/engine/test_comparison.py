@@ -278,6 +278,9 @@ def test_a_planted_effect_is_found(
     stages = {stage["stage"]: stage for stage in content["stages"]}
     assert len(stages) == 3 * 8
     assert all(stage["core_seconds"] > 0 for stage in stages.values())
+    maker = content["about"]["stages made by"]  # all by one and the same
+    assert "torch " in maker
+    assert "not recorded" not in maker
     for name in ("comparison.html", "comparison.md"):
         page = html.unescape((tmp_path / name).read_text())
         assert found.verdicts[0].sentence in page

@@ -44,9 +44,10 @@ def until(condition, seconds: float = 20.0) -> None:
 
 def test_finished_stages_are_not_run_again(tmp_path: Path) -> None:
     stages = [stage("one", tmp_path), stage("two", tmp_path, needs=("one",))]
-    first = run_stages(stages, tmp_path / "records")
-    again = run_stages(stages, tmp_path / "records")
+    first = run_stages(stages, tmp_path / "records", made_by="the first")
+    again = run_stages(stages, tmp_path / "records", made_by="the second")
     assert [record.name for record in again] == ["one", "two"]
+    assert {record.made_by for record in again} == {"the first"}
     assert again == first
     assert (tmp_path / "one.txt").read_text() == (tmp_path / "two.txt").read_text() == "x"
 

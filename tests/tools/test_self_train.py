@@ -64,7 +64,7 @@ def test_the_summary_has_a_row_for_each_round(tool: ModuleType, tmp_path: Path) 
         (tmp_path / name).mkdir()
         results = {"results": dict.fromkeys(tool.METRICS, ap)}
         (tmp_path / name / "results.json").write_text(json.dumps(results))
-    records = [StageRecord("teacher", (), 5.0, 5.0, 0)]
+    records = [StageRecord("teacher", (), 5.0, 5.0, 0, "")]
     text = tool.summary(2, records, tmp_path)
     assert "student, pre-trained, round 2" in text
     assert "30.0" in text
