@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 Describe = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 _KMEANS_BATCH = 4096
+_TELLING = ("method", "parameters", "seed", "counts", "fingerprint")  # of a store: which boxes
 _REPORT_EVERY = 10.0  # seconds
 
 
@@ -155,7 +156,8 @@ def cluster_store(
     job = _Job(source, _paths(source, dataset), describe)
     known: dict[str, np.ndarray] = {}  # clusters of the images that were fitted on
     fit_file = Path(f"{os.fspath(output).rstrip('/')}.clusters.npz")
-    clusters = _read_fit(fit_file, settings)
+    fitted_on = {**settings, "source": {name: source.meta[name] for name in _TELLING}}
+    clusters = _read_fit(fit_file, fitted_on)
     if clusters is None:
         keys, features = job.sample(sample, seed)
         counts = [len(part) for part in features]
@@ -163,7 +165,7 @@ def cluster_store(
         clusters = fit_clusters(
             together, num_clusters=num_clusters, dimensions=dimensions, seed=seed
         )
-        _write_fit(fit_file, clusters, settings)
+        _write_fit(fit_file, clusters, fitted_on)
         parts = np.split(clusters.assign(together), np.cumsum(counts)[:-1])
         known = dict(zip(keys, parts, strict=True))
     skipped = source.skipped
@@ -290,7 +292,7 @@ def _read_fit(path: Path, settings: Mapping[str, Any]) -> RegionClusters | None:
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a fit of regions: remove it ({error})") from error
     if told != json.loads(json.dumps(settings)):
-        logger.warning("%s was fitted with other settings: fitting anew", path)
+        logger.warning("%s was fitted with other settings or on other boxes: fitting anew", path)
         return None
     logger.info("going on with the fit of %s", path)
     return clusters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
+from predet.data.box_filters import FirstK, filter_store
 from predet.data.box_store import BoxRow, BoxStore
 from predet.data.box_store_writer import BoxStoreWriter, StoreInfo
 from predet.data.formats import load_dataset
@@ -184,6 +186,16 @@ def test_a_killed_job_goes_on_with_the_same_clusters(store: BoxStore, tmp_path: 
     (tmp_path / "new" / "boxes-00001-of-00004.parquet").unlink()
     with pytest.raises(ValueError, match="not a fit of regions: remove it"):
         clustered(store, tmp_path)
+
+
+def test_other_boxes_are_fitted_anew(
+    store: BoxStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clustered(store, tmp_path)
+    shutil.rmtree(tmp_path / "new")  # but not the fit beside it
+    fewer = filter_store(store, tmp_path / "fewer", filters=[FirstK(k=2)])
+    clustered(fewer, tmp_path)
+    assert "on other boxes: fitting anew" in caplog.text
 
 
 def test_bad_features_and_other_images_are_named(store: BoxStore, tmp_path: Path) -> None:
