@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from predet.layers.norm import NormName
@@ -185,12 +186,7 @@ class RetinaNet(DenseDetector):
         pixel_std: Sequence[float] = PIXEL_STD,
         size_divisibility: int = 32,
     ) -> None:
-        neck = build_neck(
-            backbone,
-            channels=neck_channels,
-            norm=neck_norm,
-            extra_blocks=LastLevelP6P7(neck_channels, neck_channels),
-        )
+        neck = _neck(backbone, neck_channels, neck_norm)
         anchors = _octave_anchors(pyramid_strides(backbone, _EXTRA_LEVELS), anchor_scale)
         per_place = anchors.num_anchors_per_location()[0]
         network = tv.RetinaNet(
@@ -251,12 +247,7 @@ class FCOS(DenseDetector):
         pixel_std: Sequence[float] = PIXEL_STD,
         size_divisibility: int = 32,
     ) -> None:
-        neck = build_neck(
-            backbone,
-            channels=neck_channels,
-            norm=neck_norm,
-            extra_blocks=LastLevelP6P7(neck_channels, neck_channels),
-        )
+        neck = _neck(backbone, neck_channels, neck_norm)
         strides = pyramid_strides(backbone, _EXTRA_LEVELS)
         points = AnchorGenerator(tuple((s,) for s in strides), ((1.0,),) * len(strides))
         network = tv.FCOS(
@@ -295,6 +286,12 @@ class FCOS(DenseDetector):
     ) -> dict[str, Tensor]:
         places = [m.shape[2] * m.shape[3] for m in maps]
         return self.network.compute_loss(targets, outputs, anchors, places)
+
+
+def _neck(backbone: nn.Module, channels: int, norm: NormName | None) -> FeaturePyramidNetwork:
+    """A pyramid with two levels more than the backbone has maps."""
+    extra = LastLevelP6P7(channels, channels)
+    return build_neck(backbone, channels=channels, norm=norm, extra_blocks=extra)
 
 
 def _octave_anchors(strides: Sequence[int], scale: float) -> AnchorGenerator:
