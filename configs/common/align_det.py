@@ -63,3 +63,11 @@ def pretrain_pyramid(detector: DictConfig, *, hidden_dim: int, max_regions: int)
     model.semantic_target = L(Objectness)()
     model.hidden_dim, model.max_regions = hidden_dim, max_regions
     return model
+
+
+def shorten(model: DictConfig) -> None:
+    """For a few hundred updates: smaller embeddings, and a copy that follows at once.
+
+    The copy is some 1 / (1 - momentum) updates behind, 250 as published, 33 here.
+    """
+    model.embedding_dim, model.base_momentum = 128, 0.97

@@ -10,11 +10,12 @@ The backbone starts from random weights and is trained; one of configs/tiny/imag
 be frozen: model.detector.backbone.weights=output/tiny/image_domain/checkpoints/last.pth
 """
 
-from ..common.align_det import data, dataloader, pretrain
+from ..common.align_det import data, dataloader, pretrain, shorten
 from .deformable_detr import lr_multiplier, model, optimizer, train
 
 model = pretrain(model)
-model.hidden_dim = model.embedding_dim = 128
+model.hidden_dim = 128
+shorten(model)
 
 data.unlabeled.source = "datasets/scenes"
 data.selection.top_k = 10

@@ -5,12 +5,12 @@ Run: tools/lazyconfig_train_net.py --num-gpus 0 data.unlabeled.source=IMAGES dat
 Then configs/tiny/faster_rcnn.py with train.reinit=[last-layers]; see configs/tiny/align_det.py.
 """
 
-from ..common.align_det import pretrain_pyramid
+from ..common.align_det import pretrain_pyramid, shorten
 from .align_det import data, dataloader, lr_multiplier, train
 from .faster_rcnn import model, optimizer
 
 model = pretrain_pyramid(model, hidden_dim=128, max_regions=512)
-model.embedding_dim = 128
+shorten(model)
 
 train.output_dir = "output/tiny/align_det_faster_rcnn"
 train.clip_grad_norm = 10.0

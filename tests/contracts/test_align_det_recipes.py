@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from omegaconf import DictConfig
 from predet.d2 import instantiate
 from predet.engine.config import load_config
 from predet.pretext.semantic_targets import KeepClasses, Objectness
+from predet.projects.align_det.momentum import momentum_at
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 COCO = 118_287  # images
@@ -72,6 +74,14 @@ def test_pretraining(name: str) -> None:
         assert cfg.optimizer.momentum == 0.9
     else:
         assert cfg.train.clip_grad_norm == 0.1
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "tiny").glob("align_det*.py")), ids=str)
+def test_the_copy_of_a_short_run_forgets_what_it_began_with(path: Path) -> None:
+    """Also over a fraction of the recipe's updates, as comparisons have them."""
+    base = load_config(path, []).model.base_momentum
+    kept = math.prod(momentum_at(step, 150, base=base) for step in range(150))
+    assert kept < 0.15
 
 
 @pytest.mark.parametrize("name", PRETRAINING)
