@@ -2,9 +2,11 @@
 
 How the tolerances were chosen. Rounding: initial weights that differ by 1e-7 of themselves move the
 losses of the detectors by at most 4e-6 and those of contrastive learning by 3e-6 in the first five
-steps, by 1e-3 later; the first gradient by 3e-5. Faults: a schedule that is one step late moves a
-loss of the first five steps by 2e-3 or more. So the first steps are held to 1e-4, the others to
-5e-3, the first gradient to 1e-3. `golden_runs.py` records anew.
+steps, by 1e-3 later; the first gradient by 3e-5. Where the side of a searched region lies on the
+side of a proposal, rounding decides the sign of a distance: that has moved DETReg's first gradient
+by 1e-3 and one later loss by 6e-3. Faults: a schedule that is one step late moves a loss of the
+first five steps by 2e-3 or more. So the first steps are held to 1e-4, the others to 2e-2, the first
+gradient to 5e-3. `golden_runs.py` records anew.
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ def differences(found: dict, config: str) -> list[str]:
     path = golden_runs.golden_path(config)
     assert path.exists(), f"record it: python tests/golden/golden_runs.py {config}"
     kept = json.loads(path.read_text())
-    pairs = [("first gradient", found["first_gradient"], kept["first_gradient"], 1e-3)]
+    pairs = [("first gradient", found["first_gradient"], kept["first_gradient"], 5e-3)]
     for step, (new, old) in enumerate(zip(found["losses"], kept["losses"], strict=True)):
-        pairs.append((f"step {step}", new, old, 1e-4 if step < FIRST else 5e-3))
+        pairs.append((f"step {step}", new, old, 1e-4 if step < FIRST else 2e-2))
     return [
         f"{name}: {new} now, {old} kept"
         for name, new, old, tolerance in pairs
