@@ -50,7 +50,9 @@ dataloader = dict(
     test=None,
 )
 
-optimizer = L(torch.optim.AdamW)(params=L(parameter_groups)(), lr=1e-3, weight_decay=0.05)
+optimizer = L(torch.optim.AdamW)(
+    params=L(parameter_groups)(), lr=1e-3, weight_decay=0.05, fused=True
+)
 
 
 def pretrain(backbone: DictConfig) -> DictConfig:
