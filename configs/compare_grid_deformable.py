@@ -21,6 +21,7 @@ stages, arms, titles = grid(
     "detreg",
     "selftrain",
     counts=_counts,
+    keys={"queries.num_queries": 120},  # a teacher gives at most one box a query
 )
 controls = controls_of(_counts)
 budgets = lengths(4000, 2000)

@@ -18,10 +18,22 @@ updates = dict(teacher=200, pretrain=200, finetune=200, backbone=200)
 OBJECTNESS = "predet.pretext.semantic_targets.Objectness"
 
 
-def stages_with(training: dict | None = None, evaluation: dict | None = None) -> dict:
-    """All stages. `training`: keys of every detector training; `evaluation`: of those on labels."""
-    training = training or {}
-    labelled = {**training, **(evaluation or {})}
+def stages_with(
+    training: dict | None = None,
+    evaluation: dict | None = None,
+    detector: dict | None = None,
+) -> dict:
+    """All stages.
+
+    Args:
+        training: keys of every detector training.
+        evaluation: of those on labels.
+        detector: of the detector, without the name of its place.
+    """
+    training, detector = training or {}, detector or {}
+    own = {f"model.{key}": value for key, value in detector.items()}
+    inner = {f"model.detector.{key}": value for key, value in detector.items()}
+    labelled = {**own, **training, **(evaluation or {})}
 
     def supervised(length: str, **keys: object):
         return L(Training)(
@@ -36,7 +48,7 @@ def stages_with(training: dict | None = None, evaluation: dict | None = None) ->
             config="${configs.pretrain}",
             on="unlabeled",
             updates="${updates.pretrain}",
-            set={**training, "data.store": f"stage:{boxes}", **keys},
+            set={**inner, **training, "data.store": f"stage:{boxes}", **keys},
         )
 
     best_30 = {"data.selection.top_k": 30}
