@@ -1,12 +1,10 @@
 """DETReg on DETR R50, pre-norm, on all images of ImageNet-1k, no labels.
 
 As `configs/detreg_in100.py`, which says what is needed, on the detector of the authors' second
-model; `model.transformer.pre_norm=True` belongs into its fine-tuning as well.
+model.
 
 Run: tools/lazyconfig_train_net.py --config-file configs/detreg_detr_in1k.py --num-gpus 8
-    tools/lazyconfig_train_net.py --config-file configs/detr_r50_coco_300ep.py --num-gpus 8 \\
-        model.transformer.pre_norm=True train.reinit=auto \\
-        train.init_checkpoint=output/detreg_detr_in1k/checkpoints/last.pth
+Fine-tune: configs/detreg_finetune_detr_coco_300ep.py
 Schedule: 60 epochs x 6_672 steps (1_281_167 images in batches of 192) = 400_320 steps; the
 learning rate stays.
 Not trained by us yet.

@@ -138,6 +138,7 @@ SCHEDULES = {
     "detreg_in1k": (IN1K, 24 * 8, 5, None, 2e-4, FROZEN),
     "detreg_coco": (COCO, 24 * 8, 50, 40, 2e-4, FROZEN),
     "detreg_detr_in1k": (IN1K, 24 * 8, 60, None, 1e-4, {}),
+    "detreg_finetune_detr_coco_300ep": (COCO, 16, 300, 200, 1e-4, BACKBONE),
     "detreg_finetune_coco_50ep": (COCO, 4 * 8, 50, 40, 2e-4, ONE_STAGE),
     "detreg_finetune_voc_100ep": (VOC, 4 * 8, 100, 70, 2e-4, ONE_STAGE),
     "detreg_finetune_voc_10pct_200ep": (VOC // 10, 4 * 2, 200, 150, 2e-4, ONE_STAGE),
