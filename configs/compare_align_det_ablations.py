@@ -7,10 +7,10 @@
         data.train.source=datasets/scenes
 
 Two-stage Deformable DETR: contrast or regression alone; objectness instead of clusters; the neck or
-the last box layer transferred; the backbone of one's own images frozen or trained on, or random.
-Given weights in its place: given.backbone=FILE. Object-centric images, of one object each: draw
-them with tools/make_scenes.py datasets/single --max-objects 1 --num-images 1200, and run once more
-into another folder with data.unlabeled.source=datasets/single data.unlabeled.split=null.
+the last box layer transferred; the backbone of one's own images frozen, trained on or by SwAV, or a
+random one. Given weights in its place: given.backbone=FILE. Object-centric images, of one object
+each: draw them with tools/make_scenes.py datasets/single --max-objects 1 --num-images 1200, and run
+once more into another folder with data.unlabeled.source=datasets/single data.unlabeled.split=null.
 """
 
 from .common.compare_align_det import ablation_arms as arms
@@ -37,6 +37,7 @@ stages = stages_with(
 # Seconds of one core: an update with its share of evaluation, a run for boxes; AMD EPYC.
 timing = dict(
     image_domain=0.45,
+    swav=0.7,
     align_det=0.7,
     deformable_detr=0.65,
     proposals=60.0,

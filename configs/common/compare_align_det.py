@@ -66,23 +66,31 @@ def stages_with(
         weights = {"loss_contrast": contrast, "detection": detection}
         return aligned("align_det", "clusters", **{"model.weights": weights})
 
+    def image_domain(config: str):
+        return L(Training)(
+            config=f"configs/tiny/{config}.py",
+            on="unlabeled",
+            updates="${updates.backbone}",
+            set=backbone or {},
+        )
+
+    def clusters_by(encoder: str):
+        return L(Clusters)(
+            boxes="filtered",
+            backbone=encoder,
+            options={"clusters": "${boxes.clusters}", **(clustering or {})},
+        )
+
     neck = ["all-but-backbone", "all-but-input_proj", "all-but-transformer.encoder"]
     random = {BACKBONE: None}
     own_backbone = {"model.backbone.weights": "${given.backbone}"}
     return dict(
-        backbone=L(Training)(
-            config="configs/tiny/image_domain.py",
-            on="unlabeled",
-            updates="${updates.backbone}",
-            set=backbone or {},
-        ),
+        backbone=image_domain("image_domain"),
+        swav=image_domain("swav"),
         proposals=L(Proposals)(options=search or {}),
         filtered=L(Filtered)(boxes="proposals", options=filters or {}),
-        clusters=L(Clusters)(
-            boxes="filtered",
-            backbone="backbone",
-            options={"clusters": "${boxes.clusters}", **(clustering or {})},
-        ),
+        clusters=clusters_by("backbone"),
+        swav_clusters=clusters_by("swav"),
         align=aligned("align_det", "clusters"),
         align_retinanet=aligned("align_det_retinanet"),
         align_faster_rcnn=aligned("align_det_faster_rcnn"),
@@ -97,6 +105,7 @@ def stages_with(
         regression=one_side(0.0, 1.0),
         object_only=aligned("align_det"),
         trained_backbone=aligned("align_det", "clusters", **{"model.freeze_backbone": False}),
+        swav_backbone=aligned("align_det", "swav_clusters", **{BACKBONE: "stage:swav"}),
         random_backbone=aligned("align_det", **random),
         random_frozen=aligned("align_det", **random, **{"model.freeze_backbone": True}),
         tune_neck=tuned("deformable_detr", *neck),
@@ -136,6 +145,7 @@ ablation_arms = dict(
     with_box_layer=["align", "tune_boxes"],
     backbone_only=["backbone_only"],
     trained_backbone=["trained_backbone", "tune"],
+    swav_backbone=["swav_backbone", "tune"],
     random_backbone=["random_backbone", "tune"],
     random_frozen=["random_frozen", "tune"],
 )
@@ -148,6 +158,7 @@ ablation_titles = dict(
     with_box_layer="the last box layer is transferred, too",
     backbone_only="own backbone, no box domain",
     trained_backbone="own backbone, trained on",
+    swav_backbone="own backbone by SwAV",
     random_backbone="random backbone, trained",
     random_frozen="random backbone, frozen",
 )
