@@ -11,6 +11,7 @@ from random weights, 128 pixels. `--plan` says what would be run and how long it
 from .common.compare_self_training import (
     arms,
     comparison,
+    confident,
     configs,
     controls,
     stages_with,

@@ -14,6 +14,7 @@ configs = dict(
     backbone="configs/small/image_domain.py",
 )
 updates = dict(teacher=200, pretrain=200, finetune=200, backbone=200)
+confident = dict(score=0.5)  # of the arm with a threshold instead of a number of boxes
 
 OBJECTNESS = "predet.pretext.semantic_targets.Objectness"
 
@@ -52,7 +53,7 @@ def stages_with(
         )
 
     best_30 = {"data.selection.top_k": 30}
-    half = {"data.selection.top_k": 100, "data.selection.score_threshold": 0.5}
+    sure = {"data.selection.top_k": 100, "data.selection.score_threshold": "${confident.score}"}
     own_backbone = {"model.backbone.weights": "stage:backbone"}
     # Trained on in every stage, as the random backbone is: they differ only in where they start.
     own_backbone_in_student = {
@@ -65,7 +66,7 @@ def stages_with(
         best_30=pretraining(best_30),
         best_60=pretraining({"data.selection.top_k": 60}),
         best_100=pretraining({"data.selection.top_k": 100}),
-        above_half=pretraining(half),
+        confident=pretraining(sure),
         objectness=pretraining({**best_30, "model.semantic_target._target_": OBJECTNESS}),
         finetune=supervised("finetune"),
         # A class head that has learned only objectness starts anew.
@@ -84,7 +85,7 @@ arms = dict(
     best_30=["best_30", "finetune"],
     best_60=["best_60", "finetune"],
     best_100=["best_100", "finetune"],
-    above_half=["above_half", "finetune"],
+    confident=["confident", "finetune"],
     objectness=["objectness", "finetune_new_head"],
     backbone=["backbone_teacher"],
     backbone_best_30=["backbone_best_30", "finetune"],
@@ -93,7 +94,7 @@ titles = dict(
     best_30="self-training, best 30 boxes",
     best_60="self-training, best 60 boxes",
     best_100="self-training, best 100 boxes",
-    above_half="self-training, boxes that score 0.5 and more",
+    confident="self-training, boxes that score ${confident.score} and more",
     objectness="best 30 boxes, objectness only",
     backbone="own backbone, no self-training",
     backbone_best_30="own backbone, best 30 boxes",
