@@ -6,8 +6,9 @@
 
 A comparison is a config: arms, label budgets, seeds and one test set (docs/comparing.md). What has
 finished is not run again, so after an interruption, or with another arm in the config, the same
-command goes on; several processes may work on one output folder. `--plan` says what would be run.
-The page is comparison.md, comparison.html and comparison.json in the output folder.
+command goes on; several processes may work on one output folder. A stage that fails keeps back only
+what needs it. `--plan` says what would be run. The page is comparison.md, comparison.html and
+comparison.json in the output folder.
 """
 
 from __future__ import annotations
@@ -41,16 +42,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.plan:
             print(plan_text(plan(resolver), jobs=args.jobs))
             return
-        if not args.page_only:
-            run(resolver, jobs=args.jobs)
+        complete = args.page_only or run_all(resolver, jobs=args.jobs)
         analysis = write_page(resolver, output, command=command, leakage=not args.no_leakage_check)
-    except (ValueError, StageFailed) as error:
+    except ValueError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted: the same command goes on from here")
     for verdict in analysis.verdicts:
         print(verdict.sentence)
     print(f"{output / PAGE}.html")
+    if not complete:
+        sys.exit("error: stages failed, as said above; the page is made of the others")
+
+
+def run_all(resolver: StageResolver, *, jobs: int) -> bool:
+    """Run the stages. False: some failed, which is said, and the page has arms without them."""
+    try:
+        run(resolver, jobs=jobs)
+    except StageFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -98,7 +98,7 @@ def run(resolver: StageResolver, *, jobs: int) -> None:
     """Run every stage that has not finished, as many at a time as `jobs` says.
 
     Raises:
-        StageFailed: a stage failed or was stopped; calling again goes on from there.
+        StageFailed: stages failed or were stopped; calling again goes on from there.
     """
     planned = plan(resolver)
     left = {p.stage.name: p.seconds or 0.0 for p in planned if p.finished is None}

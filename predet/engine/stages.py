@@ -55,7 +55,7 @@ class StageRecord(NamedTuple):
 
 
 class StageFailed(RuntimeError):
-    """A stage ended with an exit status other than zero; the same work can be started again."""
+    """Stages ended without what they were to make; the same work can be started again."""
 
 
 def run_stages(
@@ -69,6 +69,8 @@ def run_stages(
     on_finish: Callable[[Stage, StageRecord], None] | None = None,
 ) -> list[StageRecord]:
     """Run every stage that the folder `records` does not hold as finished.
+
+    One that fails keeps back only what needs it; the rest is run.
 
     Args:
         stages: in an order in which each comes after what it needs.
@@ -85,7 +87,7 @@ def run_stages(
     Raises:
         ValueError: a stage of this name has finished here with another identity; a name is there
             twice, or a stage needs one that does not come before it.
-        StageFailed: a stage failed or was stopped; what finished is kept.
+        StageFailed: stages failed or were stopped; what finished is kept.
     """
     _check(stages)
     folder = Path(records)
@@ -132,7 +134,8 @@ class _Work:
         self.waiting = [stage for stage in stages if stage.name not in self.finished]
         self.tried: set[str] = set()  # a thread of ours has them, or is asking for them
         self.running: dict[str, int] = {}  # process ids
-        self.error: BaseException | None = None
+        self.failed: dict[str, StageFailed] = {}
+        self.error: BaseException | None = None  # stops all of us
         self.mutex = threading.Lock()
         self.announced: set[str] = set()
 
@@ -151,6 +154,24 @@ class _Work:
                     thread.join()
         if self.error is not None:
             raise self.error
+        if self.failed:
+            raise self._failure()
+
+    def _failure(self) -> StageFailed:
+        *others, last = map(str, self.failed.values())
+        text = "\n".join([*others, last, "Run the same command again to go on from here."])
+        kept_back = len(self.waiting) - len(self.failed)
+        if kept_back:
+            text = f"{kept_back} stages were not run, for they need one that failed.\n{text}"
+        return StageFailed(text)
+
+    def _open(self) -> list[Stage]:
+        """What still can be run, here or elsewhere, now or later."""
+        hopeless = set(self.failed)
+        for stage in self.waiting:
+            if not hopeless.isdisjoint(stage.needs):
+                hopeless.add(stage.name)
+        return [stage for stage in self.waiting if stage.name not in hopeless]
 
     def _stop(self, error: BaseException) -> None:
         """Start nothing more, and ask what runs to save its work and end."""
@@ -163,9 +184,10 @@ class _Work:
     def _take_stages(self) -> None:
         while self.error is None:
             with self.mutex:
-                if not self.waiting:
-                    return
-                ready = [stage for stage in self.waiting if self.finished.issuperset(stage.needs)]
+                open_stages = self._open()
+                ready = [stage for stage in open_stages if self.finished.issuperset(stage.needs)]
+            if not open_stages:
+                return
             try:
                 if not any(self._try(stage) for stage in ready):
                     time.sleep(POLL_SECONDS)  # the rest needs what others are doing
@@ -182,6 +204,10 @@ class _Work:
         try:
             with _claimed(self.folder / f"{stage.name}.lock") as lock:
                 return self.error is None and self._have(stage, lock)
+        except StageFailed as error:
+            with self.mutex:
+                self.failed[stage.name] = error
+            return True
         finally:
             with self.mutex:
                 self.tried.discard(stage.name)
@@ -222,7 +248,6 @@ class _Work:
                 f"stage '{stage.name}' did not finish (exit status {status}, {stage.product} "
                 f"{'exists' if stage.product.exists() else 'was not made'}): "
                 f"{shlex.join(stage.command)}\n{_tail(log)}"
-                "Run the same command again to go on from here."
             )
         return _record_of(stage, known)
 

@@ -357,13 +357,16 @@ def test_plan_counts_and_estimates(tmp_path: Path, scenes: Path) -> None:
     assert "core-hours" in plan_text(plan(more), jobs=2)  # measured on what has finished
 
 
-def test_a_failing_stage_is_reported(tmp_path: Path, scenes: Path) -> None:
+def test_a_failing_stage_keeps_back_its_arms_only(tmp_path: Path, scenes: Path) -> None:
     (tmp_path / "stages").mkdir()
     resolver = resolver_for(tmp_path, f"data.train.source={scenes}", "comparison.seeds=1")
     store = next(p.stage for p in plan(resolver) if p.stage.name.startswith("pseudo_labels"))
     store.folder.write_text("a file where a folder should be")
     with pytest.raises(StageFailed, match="FileExistsError"):
         run(resolver, jobs=1)
+    found = write_page(resolver, tmp_path, command="the command", leakage=False)
+    assert {run.arm for run in found.results.runs} == {"scratch", "scratch_200", "teacher_200"}
+    assert found.results.missing == 2
 
 
 def test_leaked_test_images_are_on_the_page(tmp_path: Path, scenes: Path) -> None:

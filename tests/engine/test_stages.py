@@ -80,6 +80,27 @@ def test_what_needs_a_failed_stage_is_not_started(tmp_path: Path) -> None:
     assert not (tmp_path / "two.txt").exists()
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_does_not_need_a_failed_stage_is_run(tmp_path: Path, jobs: int) -> None:
+    stages = [
+        stage("bad", tmp_path, "exit('the first reason')"),
+        stage("good", tmp_path),
+        stage("after_bad", tmp_path, needs=("bad",)),
+        stage("after_that", tmp_path, needs=("after_bad", "good")),
+        stage("after_good", tmp_path, needs=("good",)),
+        stage("worse", tmp_path, "exit('the second reason')", needs=("good",)),
+    ]
+    with pytest.raises(StageFailed) as caught:
+        run_stages(stages, tmp_path, jobs=jobs, log_files=True)
+    made = {path.stem for path in tmp_path.glob("*.txt")}
+    assert made == {"good", "after_good"}
+    text = str(caught.value)
+    assert "2 stages were not run" in text
+    assert "the first reason" in text
+    assert "the second reason" in text
+    assert text.count("Run the same command again") == 1
+
+
 def test_stage_that_exits_without_its_product_is_not_finished(tmp_path: Path) -> None:
     with pytest.raises(StageFailed, match="was not made"):
         run_stages([stage("one", tmp_path, "pass")], tmp_path)
