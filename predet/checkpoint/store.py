@@ -61,6 +61,12 @@ class Checkpoints:
         save_checkpoint(self.best, state)
         return self.best
 
+    def keep_last(self) -> None:
+        """Remove the other two, of a run that is over."""
+        if self.last.exists():
+            self.previous.unlink(missing_ok=True)
+            self.best.unlink(missing_ok=True)
+
     def load(self) -> tuple[dict[str, Any], Path] | None:
         """The newest whole checkpoint and where it was read, or None where there is none.
 

@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from predet.checkpoint import Checkpoints
 from predet.engine.build import describe_machine
 from predet.engine.comparison import Training
 from predet.engine.comparison_page import Analysis, page_blocks
@@ -105,8 +106,14 @@ def run(resolver: StageResolver, *, jobs: int) -> None:
     logger.info("%d stages, %d of them are done", len(planned), len(planned) - len(left))
     names = {p.stage.name: f"{p.stage.name} (for {', '.join(p.used_by)})" for p in planned}
 
+    folders = {
+        p.stage.name: p.stage.folder for p in planned if isinstance(p.stage.config, Training)
+    }
+
     def report(stage: Stage, record: StageRecord) -> None:
         left.pop(stage.name, None)
+        if stage.name in folders:  # tens of trainings would fill the disk
+            Checkpoints(folders[stage.name]).keep_last()
         rest = datetime.timedelta(seconds=round(sum(left.values()) / jobs))
         logger.info(
             "finished %s in %.0f s; %d stages left, about %s",

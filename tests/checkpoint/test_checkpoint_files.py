@@ -204,6 +204,18 @@ def test_a_kill_at_any_moment_leaves_a_checkpoint(
     assert not [name for name in os.listdir(store.folder) if "partial" in name]
 
 
+def test_of_a_run_that_is_over_the_last_is_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_best(STATE)
+    checkpoints.keep_last()  # nothing that could stand for the others
+    assert checkpoints.best.exists()
+    checkpoints.save(STATE)
+    checkpoints.save({**STATE, "step": 4})
+    checkpoints.keep_last()
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["last.pth"]
+    assert read_checkpoint(checkpoints.last)["step"] == 4
+
+
 def test_a_damaged_last_checkpoint_is_set_aside(tmp_path: Path, caplog) -> None:
     store = Checkpoints(tmp_path)
     store.save({"step": 1})

@@ -71,6 +71,8 @@ def test_real_stages_become_a_page(tmp_path: Path) -> None:
     assert verdict["sentence"] in shown
     page = (output / "comparison.html").read_text()
     assert verdict["sentence"] in page.replace("&gt;", ">")
+    kept = {path.name for path in output.glob("stages/*/checkpoints/*")}
+    assert kept == {"last.pth"}
     started = {path: path.stat().st_mtime for path in output.glob("stages/*.log")}
     assert len(started) == 6
     assert "6 stages, 6 done; left: 0 stages, 0 updates" in compare(output, scenes, *sets, "--plan")
