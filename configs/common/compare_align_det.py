@@ -1,9 +1,9 @@
 """AlignDet against its controls: the chain backbone, proposals, box domain, fine-tuning.
 
 A detector of the DETR family, a dense and a two-stage one, each with its own scratch; or, with
-`ablations`, one of them in many ways. A recipe imports the sections and sets `data`, `updates`,
-`comparison`, `timing` and `budgets`. All arms of a seed share one backbone, trained on the images,
-and one set of proposals.
+`ablations`, one of them in many ways. A recipe imports the sections and sets `updates`,
+`comparison` and `timing`; `data` and `budgets` are its own. All arms of a seed share one backbone,
+trained on the images, and one set of proposals.
 """
 
 from predet.d2 import LazyCall as L

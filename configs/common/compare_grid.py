@@ -11,7 +11,7 @@ A recipe imports `comparison`, and `data` of its own, and makes the rest with `g
 from predet.d2 import LazyCall as L
 from predet.engine.comparison import Controls, PseudoLabels, Training
 
-from .comparison import BF16, budgets_of
+from .comparison import BF16, budgets_of, placed
 
 comparison = dict(title="Box sources and class targets", labels=[100], seeds=3, matters=1.0)
 
@@ -42,9 +42,7 @@ def grid(
         counts: boxes of the teacher, the first of which is used where only one number is.
         keys: of the detector, without the name of its place: in all trainings.
     """
-    detector_keys = {"backbone.weights": "stage:backbone", **(keys or {})}
-    own = {f"model.{key}": value for key, value in detector_keys.items()}
-    inner = {f"model.detector.{key}": value for key, value in detector_keys.items()}
+    own, inner = placed({"backbone.weights": "stage:backbone", **(keys or {})})
 
     def pretraining(config: str, **more: object):
         return L(Training)(

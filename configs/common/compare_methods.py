@@ -4,14 +4,14 @@ Is the papers' trend there: unsupervised pre-training gains less, the stronger t
 self-training keeps its gain? Every arm has the same backbone, from image-domain pre-training on the
 unlabelled images, and on one detector the same number of updates. DETR takes more and cheaper ones.
 
-A recipe imports all sections and sets `data`, `comparison`, `timing` and `budgets`; with other keys
-for its detectors it takes `stages_with(...)` instead of `stages`.
+A recipe imports all sections, has `data` of its own, and sets `comparison` and `timing`; with other
+keys for its detectors it takes `stages_with(...)` instead of `stages`.
 """
 
 from predet.d2 import LazyCall as L
 from predet.engine.comparison import Controls, PseudoLabels, Training
 
-from .comparison import budgets_of
+from .comparison import budgets_of, placed
 
 comparison = dict(title="Pre-training methods", labels=[100], seeds=3, matters=1.0)
 # Of every detector: before the labels (pre-training), on the labels (fine-tuning).
@@ -63,17 +63,15 @@ def stages_with(
     for detector, configs in DETECTORS.items():
         # UP-DETR's transformer is pre-norm, and so is that of whatever it is compared with.
         pre_norm = {"transformer.pre_norm": True} if detector == "detr" else {}
-        keys = {"backbone.weights": "stage:backbone", **pre_norm}
-        labelled = {f"model.{key}": value for key, value in keys.items()}
-        boxes = {f"model.detector.{key}": value for key, value in keys.items()}
+        own, inner = placed({"backbone.weights": "stage:backbone", **pre_norm})
         made[f"{detector}_finetune"] = L(Training)(
             config=f"configs/tiny/{configs[0]}.py",
             on="train",
             updates=f"${{updates.{detector}.finetune}}",
-            set={**labelled, **(training or {}), **(evaluation or {})},
+            set={**own, **(training or {}), **(evaluation or {})},
         )
         made[f"{detector}_boxes"] = L(PseudoLabels)(teacher=f"{detector}_finetune")
-        own = dict(
+        of_method = dict(
             updetr={},
             detreg=pretraining or {},
             self_training={
@@ -87,7 +85,7 @@ def stages_with(
                 config=f"configs/tiny/{config}.py",
                 on="unlabeled",
                 updates=f"${{updates.{detector}.pretrain}}",
-                set={**boxes, **(training or {}), **own[method]},
+                set={**inner, **(training or {}), **of_method[method]},
             )
     return made
 

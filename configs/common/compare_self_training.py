@@ -7,6 +7,8 @@ by `stages_with(...)`, and has `data` and `budgets` of its own (`comparison.py`)
 from predet.d2 import LazyCall as L
 from predet.engine.comparison import Controls, PseudoLabels, Training
 
+from .comparison import placed
+
 comparison = dict(title="Self-training", labels=[20], seeds=3, matters=1.0)
 configs = dict(
     detector="configs/small/deformable_detr.py",
@@ -31,9 +33,8 @@ def stages_with(
         evaluation: of those on labels.
         detector: of the detector, without the name of its place.
     """
-    training, detector = training or {}, detector or {}
-    own = {f"model.{key}": value for key, value in detector.items()}
-    inner = {f"model.detector.{key}": value for key, value in detector.items()}
+    training = training or {}
+    own, inner = placed(detector)
     labelled = {**own, **training, **(evaluation or {})}
 
     def supervised(length: str, **keys: object):

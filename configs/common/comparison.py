@@ -18,6 +18,15 @@ CROPS_128 = {f"{TRAIN}.crop_short_sides": [128, 144, 160], f"{TRAIN}.crop_size":
 TEST_128 = {f"{TEST}.short_sides": [128], f"{TEST}.max_size": 224}
 
 
+def placed(keys: dict | None) -> tuple[dict, dict]:
+    """Keys of a detector where it is the model, and where it is the one that a method trains."""
+    keys = keys or {}
+    return tuple(
+        {f"{place}.{key}": value for key, value in keys.items()}
+        for place in ("model", "model.detector")
+    )
+
+
 def budgets_of(small: dict[str, int], gpu: dict[str, int]) -> dict[str, dict[str, int]]:
     """Three budgets from the lengths of `updates` in two; a CPU's are the recipe's own."""
 
