@@ -55,6 +55,7 @@ from predet.engine.log import setup_logging
 from predet.evaluation.average_precision import ImageDetections
 from predet.evaluation.proposals import (
     METRICS,
+    boxes_in_order,
     boxes_of_detector,
     boxes_of_regions,
     boxes_of_store,
@@ -147,17 +148,16 @@ def of_targets(args: argparse.Namespace, dataset: DetectionDataset) -> Iterator[
 
 
 def targets(source: BoxSource, dataset: DetectionDataset, seed: int) -> list[ImageDetections]:
-    """The n boxes that a source gives of each image, scored 1 - rank / n in its order."""
+    """The boxes that a source gives of each image, in its order."""
     found = []
     for record in (dataset[index] for index in range(len(dataset))):
         try:
             rng = np.random.default_rng((seed, record.image_id))
-            boxes, classes = source(read_image(record.path), record, rng)
+            boxes, _ = source(read_image(record.path), record, rng)
         except BadSampleError as error:
             logger.warning("no boxes: %s", error)
             continue
-        scores = 1 - np.arange(len(boxes)) / max(len(boxes), 1)
-        found.append(ImageDetections(record.image_id, boxes, scores, classes))
+        found.append(boxes_in_order(record.image_id, boxes))
     return found
 
 

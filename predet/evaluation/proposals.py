@@ -107,17 +107,18 @@ def boxes_of_regions(
 ) -> list[ImageDetections]:
     """The first `top_k` regions (None: all) of each image in an order drawn from `seed`.
 
-    The n boxes that are taken score 1 - rank / n, rank 0 being the first.
-
     Args:
         regions: by image id, in the frame of the image.
     """
-    found = []
-    for image_id, one in regions.items():
-        boxes = one.boxes[rank(one, (seed, image_id))][:top_k]
-        scores = 1 - np.arange(len(boxes)) / max(len(boxes), 1)
-        found.append(_detections(image_id, boxes, scores))
-    return found
+    return [
+        boxes_in_order(image_id, one.boxes[rank(one, (seed, image_id))][:top_k])
+        for image_id, one in regions.items()
+    ]
+
+
+def boxes_in_order(image_id: int, boxes: np.ndarray) -> ImageDetections:
+    """The n boxes of an image score 1 - rank / n, rank 0 being the first."""
+    return _detections(image_id, boxes, 1 - np.arange(len(boxes)) / max(len(boxes), 1))
 
 
 def check_store(dataset: DetectionDataset, store: BoxStore) -> None:
