@@ -44,7 +44,7 @@ logger = logging.getLogger("predet.tools.cluster_regions")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = make_parser().parse_args(argv)
+    args = make_parser().parse_intermixed_args(argv)
     setup_logging()
     try:
         run(args)
@@ -133,7 +133,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--dimensions", type=int, default=256, help="after PCA, at most (default: 256)")
     add("--sample", type=int, default=50_000, help="regions to fit on (default: 50000)")
     add("--seed", type=int, default=0, help="(default: 0)")
-    add("--opts", nargs="*", default=[], metavar="key=value", help="changes to the config")
+    add("opts", nargs="*", metavar="key=value", help="changes to the config")
     return parser
 
 

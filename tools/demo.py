@@ -56,10 +56,10 @@ def draw(output: Path, found: dict[str, Any]) -> list[Path]:
         "student": output / "stages" / last["self_training"],
     }
     detections, curves = (output / "pictures" / f"{name}.png" for name in ("detections", "curves"))
-    weights = (f"{name}={folder}/checkpoints/last.pth" for name, folder in folders.items())
     run(
         *("visualize.py", "detections", "--output", detections),
-        *("--config-file", folders["student"] / "config.resolved.py", "--weights", *weights),
+        *("--config-file", folders["student"] / "config.resolved.py"),
+        *(f"--weights={name}={folder}/checkpoints/last.pth" for name, folder in folders.items()),
     )
     runs = (f"{name}={folder}" for name, folder in folders.items())
     run("visualize.py", "curves", *runs, "--output", curves)

@@ -286,7 +286,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.set_defaults(run=of_targets)
     add = sub.add_argument
     add("--config-file", required=True, metavar="FILE", help="a config of pre-training")
-    add("--opts", nargs="*", default=[], metavar="key=value", help="changes to the config")
+    add("opts", nargs="*", metavar="key=value", help="changes to the config")
     _add_common(sub)
     _add_draws(sub)
 
@@ -300,14 +300,20 @@ def make_parser() -> argparse.ArgumentParser:
     sub.set_defaults(run=of_checkpoint)
     add = sub.add_argument
     add("--config-file", required=True, metavar="FILE", help="that the checkpoint was trained with")
-    add("--weights", required=True, nargs="+", metavar="FILE", help="checkpoints, by training")
+    add(
+        "--weights",
+        required=True,
+        action="append",
+        metavar="FILE",
+        help="its checkpoint; once for each training",
+    )
     add("--short-side", type=int, help="pixels, instead of the config's test-time resizing")
     add("--max-side", type=int, help="pixels, with --short-side")
     add("--batch-size", type=int, default=8, help="images at once (default: %(default)s)")
     add("--num-workers", type=int, default=2, help="processes that read (default: %(default)s)")
     default = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=default, help="(default: %(default)s)")
-    add("--opts", nargs="*", default=[], metavar="key=value", help="changes to the config")
+    add("opts", nargs="*", metavar="key=value", help="changes to the config")
     _add_common(sub)
     return parser
 

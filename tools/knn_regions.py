@@ -51,7 +51,7 @@ Parts = Mapping[str, slice]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = make_parser().parse_args(argv)
+    args = make_parser().parse_intermixed_args(argv)
     setup_logging()
     try:
         rows = measure(args)
@@ -74,7 +74,7 @@ def measure(args: argparse.Namespace) -> list[dict]:
     draw = {"size": args.size, "max_per_class": args.per_class}
     queries = region_crops(test, **draw, seed=0)
     rows = []
-    for seed in args.seeds:
+    for seed in range(args.seeds):
         memory = region_crops(data, **draw, seed=seed)
         sources: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Parts]] = {
             "raw pixels": (raw_pixels, {"all": slice(None)}),
@@ -160,16 +160,16 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config-file", required=True, metavar="CONFIG", help="whose backbone is measured")
-    add("--weights", nargs="*", default=[], help="checkpoints or weights files, one or several")
+    add("--weights", action="append", default=[], metavar="FILE", help="may be repeated")
     add("--data", required=True, help="labelled data set")
     add("--split", help="of the memory, for example train")
     add("--test-split", help="of the queries, for example test")
-    add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(default: 0 1 2)")
+    add("--seeds", type=int, default=3, help="draws of the memory (default: %(default)s)")
     add("--size", type=int, default=64, help="side of the crops in pixels (default: 64)")
     add("--per-class", type=int, default=100, help="regions of a class (default: 100)")
     add("--k", type=int, default=10, help="neighbours (default: 10)")
     add("--output", metavar="FILE", help="write every single number to a JSON file")
-    add("--opts", nargs="*", default=[], metavar="key=value", help="changes to the config")
+    add("opts", nargs="*", metavar="key=value", help="changes to the config")
     return parser
 
 

@@ -103,7 +103,7 @@ def pictures_of(args: argparse.Namespace, own: str) -> list[Stage]:
     teacher, student, to = output / "teacher", output / f"finetune{own}", output / "pictures"
     detections = tool(
         *("visualize.py", "detections", "--config-file", student / "config.resolved.py"),
-        *("--weights", f"teacher={last(teacher)}", f"student={last(student)}"),
+        *("--weights", f"teacher={last(teacher)}", "--weights", f"student={last(student)}"),
         *("--output", to / PICTURES[0]),
     )
     store = output / f"pseudo_labels{own}"

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
 """Pictures of what goes in and what comes out, as PNG files.
 
-tools/visualize.py detections --config-file C --weights [NAME=]FILE ... --output out.png
+tools/visualize.py detections --config-file C --weights [NAME=]FILE --output out.png [key=value ...]
     annotations and detections side by side, a panel for each --weights; images of the config's
     test set, or of --images and --split
 tools/visualize.py store --store STORE --images DIR [--split S] --output out.png
     the boxes of a box store: pseudo-labels, region proposals, imported boxes
 tools/visualize.py patches --config-file C --weights FILE --output out.png [key=value ...]
     patches of held-out images and where a UP-DETR model found them (Figure 5 of UP-DETR)
-tools/visualize.py queries --config-file C --weights [NAME=]FILE ... --output out.png
+tools/visualize.py queries --config-file C --weights [NAME=]FILE --output out.png [key=value ...]
     where the boxes of single queries fall, over many images (Figure 4 of DETReg)
 tools/visualize.py gradients --config-file C --weights FILE --output out.png [key=value ...]
     which pixels move the best box and embedding of a pre-training model (Figure 5 of DETReg)
@@ -344,10 +344,9 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--weights",
         required=True,
-        nargs="+",
-        action="extend",
+        action="append",
         metavar="[NAME=]FILE",
-        help="one or several checkpoints of this config",
+        help="a checkpoint of this config; may be repeated",
     )
     add("--images", help="folder or data set (default: the config's test set)")
     selection(add, threshold=0.3, default="0.3")
@@ -367,14 +366,24 @@ def make_parser() -> argparse.ArgumentParser:
     add("opts", nargs="*", metavar="key=value", help="changes to the config")
 
     add = command("queries", queries, columns=1)
-    add("--config-file", required=True, nargs="+", metavar="FILE", help="of all, or one for each")
     add(
-        "--weights", required=True, nargs="+", metavar="[NAME=]FILE", help="one or more checkpoints"
+        "--config-file",
+        required=True,
+        action="append",
+        metavar="FILE",
+        help="of all weights, or repeated, one for each of them",
+    )
+    add(
+        "--weights",
+        required=True,
+        action="append",
+        metavar="[NAME=]FILE",
+        help="a checkpoint; may be repeated",
     )
     add("--images", help="folder or data set (default: the config's test set)")
     choice(add)
     add("--num-queries", type=int, default=10, help="the first ones are drawn (default: 10)")
-    add("--set", dest="opts", nargs="+", default=[], metavar="key=value", help="in the configs")
+    add("opts", nargs="*", metavar="key=value", help="changes to the configs")
 
     add = command("gradients", gradients, columns=1)
     add("--config-file", required=True, metavar="FILE", help="the config that pre-trained it")

@@ -100,7 +100,7 @@ def test_a_search_is_measured_over_orders(tool, place, capsys) -> None:
 
 def test_targets_of_a_config_are_those_of_its_search(tool, place) -> None:
     """As many as it trains on; a source that draws more gives other figures."""
-    config = ("targets", "--config-file=configs/tiny/detreg.py", "--orders=2", "--opts")
+    config = ("targets", "--config-file=configs/tiny/detreg.py", "--orders=2")
     source = "dataloader.train.mapper.boxes"
     search = (f"{source}.search.mode=single", f"{source}.search.resize=64x64")
     (found,) = run(tool, place, *config, "data.boxes.num=5", *search)
@@ -162,11 +162,11 @@ def test_a_checkpoint_gives_one_box_a_query(tool, place, weights, monkeypatch) -
     monkeypatch.setattr(tool, "proposal_metrics", record)
     options = [f"--config-file={CONFIG}", f"--weights={weights}", "--num-workers=0", "--device=cpu"]
     options.append("--batch-size=1")
-    (row,) = run(tool, place, "checkpoint", *options, "--opts", *SMALL)
+    (row,) = run(tool, place, "checkpoint", *options, *SMALL)
     assert row["boxes_per_image"] == 40
     assert len(row["parameters"]["sha256"]) == 64
     assert row["AR1"] <= row["AR10"] <= row["AR30"] <= row["AR100"]
-    run(tool, place, "checkpoint", *options, "--short-side=64", "--opts", *SMALL[:3])
+    run(tool, place, "checkpoint", *options, "--short-side=64", *SMALL[:3])
     cfg = load_config(CONFIG, [*SMALL, "data.num_classes=3"])
     detector = load_trained(cfg, read_checkpoint(weights), torch.device("cpu"))
     dataset = load_dataset(place / "scenes")
@@ -194,9 +194,10 @@ def test_trainings_have_a_line_each_and_one_of_their_mean(
     ]
     found = iter([truth, truth[:3]])  # the second model finds nothing in the other images
     monkeypatch.setattr(tool, "boxes_of_detector", lambda *_: next(found))
-    options = [f"--config-file={CONFIG}", "--num-workers=0", "--device=cpu", "--weights"]
+    options = [f"--config-file={CONFIG}", "--num-workers=0", "--device=cpu"]
     files = [str(weights)] * 2
-    first, second, mean = run(tool, place, "checkpoint", *options, *files, "--opts", *SMALL)
+    options += [f"--weights={file}" for file in files]
+    first, second, mean = run(tool, place, "checkpoint", *options, *SMALL)
     assert [first["boxes"], second["boxes"]] == files
     assert first["AR100"] == pytest.approx(100)
     assert second["AR100"] < 90
@@ -213,7 +214,7 @@ def test_errors_are_one_line(tool, place, weights, tmp_path) -> None:
     options = [f"--config-file={CONFIG}", f"--weights={weights}", "--num-workers=0", "--device=cpu"]
     without = [*SMALL[:3], "dataloader.test=null"]
     with pytest.raises(SystemExit, match=r"error: .*deformable_detr\.py has no .* --short-side"):
-        run(tool, place, "checkpoint", *options, "--opts", *without)
+        run(tool, place, "checkpoint", *options, *without)
     with pytest.raises(SystemExit, match="error: no box store in"):
         run(tool, place, "store", str(tmp_path))
     with pytest.raises(SystemExit, match="error: resize takes"):

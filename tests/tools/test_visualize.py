@@ -56,9 +56,8 @@ def test_detections_of_two_checkpoints_on_the_configs_test_set(
         [
             "detections",
             CONFIG,
-            "--weights",
-            f"teacher={place / 'model.pth'}",
-            f"student={place / 'model.pth'}",
+            f"--weights=teacher={place / 'model.pth'}",
+            f"--weights=student={place / 'model.pth'}",
             f"--output={tmp_path / 'out.png'}",
             "--num-images=3",
             "--score-threshold=0",
@@ -166,11 +165,11 @@ def test_queries_and_gradients_of_a_method(tool: ModuleType, place: Path, tmp_pa
     model = {"model": instantiate(cfg.model).state_dict(), "provenance": provenance}
     save_checkpoint(tmp_path / "last.pth", model)
     config = "--config-file=configs/tiny/detreg_detr.py"
-    weights = ["--weights", f"detreg={tmp_path}/last.pth", f"again={tmp_path}/last.pth"]
+    weights = [f"--weights={name}={tmp_path}/last.pth" for name in ("detreg", "again")]
     output = ["--output", str(tmp_path / "q.png"), "--num-images", "3", "--num-queries", "4"]
     # The weights of backbone and encoder are in the checkpoint: no file is asked for.
     lost = "model.detector.backbone.weights=nowhere.pth"
-    tool.main(["queries", config, *weights, *output, "--set", *opts, lost])
+    tool.main(["queries", config, *weights, *output, *opts, lost])
     assert size_of(tmp_path / "q.png")[0] > 600
     output = ["--output", str(tmp_path / "g.png"), "--num-images", "2", "--width", "100"]
     tool.main(["gradients", config, "--weights", f"{tmp_path}/last.pth", *output, *opts, lost])
