@@ -24,6 +24,7 @@ from predet.visualize.page import Block, Figures, Folded, Heading, Note, Table, 
 from predet.visualize.svg import CurveLine, IntervalRow, curve_chart, interval_chart
 
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+SHARES = (0.25, 0.5, 1.0)  # of fine-tuning, at which AP is listed
 LETTER_COLORS = {"a": 6, "b": 1, "c": 2, "d": 3, "e": 4}
 METHOD = (
     "AP is COCO's, in percent. Each seed draws its own labelled images, the same for all arms, and "
@@ -254,9 +255,6 @@ def _curve_table(found: Analysis, labels: str) -> Table:
             rows.append((arm.title, *(f"{at[share][1]:.1f}" for share in SHARES)))
     header = ("arm", *(f"{100 * share:.0f}%" for share in SHARES))
     return Table(header, tuple(rows), "AP at these shares of fine-tuning, mean of the seeds")
-
-
-SHARES = (0.25, 0.5, 1.0)
 
 
 def _costs(costs: Sequence[Cost]) -> list[Block]:

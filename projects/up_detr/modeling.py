@@ -52,7 +52,8 @@ class UPDETR(Pretraining):
             out, with its head.
         freeze_backbone: as of `Pretraining`.
         matching: the queries that a patch's box may be matched to: "all" of the image (paper and
-            code), or those of the patch's own "group".
+            code), or those of the patch's own "group". The further queries of H-Deformable DETR,
+            of which each patch is matched to several, are matched over all of them either way.
 
     Raises:
         ValueError: there are more patches than queries.
