@@ -70,6 +70,24 @@ def test_crops_hold_the_box_and_nothing_else() -> None:
     assert describe(image, many).shape == (90, 3)
 
 
+@pytest.mark.parametrize(
+    "describe",
+    [
+        RoIAlignFeatures(encoder=encoder(), level=0, short_side=96),
+        RoIAlignFeatures(encoder=encoder(), short_side=96),
+        CropFeatures(encoder=encoder(), size=16),
+    ],
+    ids=["fine places", "coarse places", "crops"],
+)
+def test_features_are_not_half_a_pixel_beside(describe: nn.Module) -> None:
+    """Over a ramp of colours the mean of a box is the colour at its centre."""
+    y, x = np.mgrid[:96, :160]
+    image = np.stack([x, y, 0 * x], axis=2).astype(np.uint8)
+    boxes = np.array([[33, 21, 90, 65], [8, 40, 24, 80]], np.float32)
+    expected = (boxes[:, :2] + boxes[:, 2:]) / 2 - 0.5  # pixel 0 is centred on 0.5
+    np.testing.assert_allclose(describe(image, boxes)[:, :2], expected, atol=0.1)
+
+
 @pytest.mark.parametrize("kind", [RoIAlignFeatures, CropFeatures])
 def test_no_boxes_have_no_features(kind: type) -> None:
     image, _, _ = picture()

@@ -52,6 +52,14 @@ def test_centers_are_those_of_loops():
         np.testing.assert_allclose(sides[0, 0], expected, rtol=1e-4)
 
 
+def test_centers_in_a_view_that_is_not_square():
+    """Cells of 16 x 16 pixels of the view, which are 8 x 4 of the image."""
+    view = EncodedView((), torch.tensor([[[2.0, 0, -4], [0, 4.0, -8]]]), (32, 64))
+    centers, sides = cell_centers(view, (2, 4))
+    assert centers[0, 4 + 1].tolist() == [(24 + 4) / 2, (24 + 8) / 4]
+    assert sides[0, 0].tolist() == [8, 4]
+
+
 def test_the_nearest_pairs_are_those_of_loops():
     rng = np.random.default_rng(1)
     image = smooth_image(0)
