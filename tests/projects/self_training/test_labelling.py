@@ -42,24 +42,24 @@ def make_sample(key: str = "a/b.jpg") -> dict[str, Any]:
 
 
 BOXES = [
+    [70.0, 70.0, 70.0, 80.0],  # no area
     [0.0, 0.0, 10.0, 10.0],
     [50.0, 50.0, 60.0, 60.0],
-    [0.0, 0.0, 10.0, 9.5],  # IoU 0.95 with the first, of another class
-    [50.0, 50.0, 60.0, 57.0],  # IoU 0.7 with the second
-    [70.0, 70.0, 70.0, 80.0],  # no area
+    [0.0, 0.0, 10.0, 9.5],  # IoU 0.95 with the second, of another class
+    [50.0, 50.0, 60.0, 57.0],  # IoU 0.7 with the third
 ]
-SCORES = [0.3, 0.9, 0.8, 0.7, 0.95]
-CLASSES = [0, 1, 2, 1, 0]
+SCORES = [0.95, 0.3, 0.9, 0.8, 0.7]
+CLASSES = [0, 0, 1, 2, 1]
 
 
 @pytest.mark.parametrize(
     ("nms_iou", "keep", "kept"),
     [
-        (0.9, None, [1, 2, 3]),  # the first is a duplicate of the third, whatever the class
-        (0.6, None, [1, 2]),
-        (None, None, [1, 2, 3, 0]),
-        (0.9, 2, [1, 2]),
-        (None, 1, [1]),
+        (0.9, None, [2, 3, 4]),  # the second is a duplicate of the fourth, whatever the class
+        (0.6, None, [2, 3]),
+        (None, None, [2, 3, 4, 1]),
+        (0.9, 2, [2, 3]),
+        (None, 1, [2]),
     ],
 )
 def test_duplicates_go_whatever_their_class_then_the_best_are_kept(
@@ -161,6 +161,17 @@ def test_shards_are_filled_and_bad_images_listed(tmp_path: Path, num_workers: in
     assert sorted(store.skipped) == ["3.jpg", "8.jpg", "9.jpg"]
     assert store.skipped["3.jpg"] == "/images/3.jpg: damaged"
     assert store["5.jpg"].classes.tolist() == [1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [({"nms_iou": 0.6}, 2), ({"nms_iou": None}, 4), ({"keep": 1}, 1)],
+)
+def test_the_choice_of_boxes_reaches_the_store(
+    tmp_path: Path, options: dict[str, Any], count: int
+) -> None:
+    store = run(tmp_path / "store", **options)[0].finish()
+    assert [len(store[key].scores) for key in store.keys] == [count] * 7
 
 
 def test_shards_made_apart_are_the_same(tmp_path: Path) -> None:
