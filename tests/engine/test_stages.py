@@ -107,6 +107,22 @@ def test_stage_that_exits_without_its_product_is_not_finished(tmp_path: Path) ->
     assert not json.loads((tmp_path / "one.json").read_text())["finished"]
 
 
+def test_stage_that_fails_after_making_its_product_is_not_finished(tmp_path: Path) -> None:
+    failing = stage("one", tmp_path, "import sys; open(sys.argv[1], 'w').close(); sys.exit(3)")
+    with pytest.raises(StageFailed, match=r"exit status 3, .* exists"):
+        run_stages([failing], tmp_path)
+    assert finished_record(failing, tmp_path) is None
+
+
+def test_times_of_all_attempts_are_summed(tmp_path: Path) -> None:
+    before = {"finished": False, "seconds": 50.0, "core_seconds": 40.0, "lost": 2}
+    (tmp_path / "one.json").write_text(json.dumps(before))
+    (record,) = run_stages([stage("one", tmp_path)], tmp_path)
+    assert record.seconds > 50
+    assert record.core_seconds > 40
+    assert record.lost == 2
+
+
 def test_the_end_of_the_log_is_in_the_message(tmp_path: Path) -> None:
     with pytest.raises(StageFailed, match="the reason is this"):
         run_stages([stage("one", tmp_path, "exit('the reason is this')")], tmp_path, log_files=True)
