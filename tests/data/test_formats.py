@@ -1,6 +1,9 @@
 """VOC, image folders, detection of the format, and the real set BCCD."""
 
+import errno
 import logging
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,6 +73,20 @@ def test_faulty_voc_splits_are_refused(voc_root):
         load_dataset(voc_root, split="val")
 
 
+def test_voc_names_may_hold_blanks_and_lists_come_from_windows_and_macos(voc_root, write_image):
+    for folder, suffix in (("JPEGImages", "png"), ("Annotations", "xml")):
+        file = voc_root / folder / f"one.{suffix}"
+        file.rename(file.with_stem("one of two"))
+    lists = voc_root / "ImageSets" / "Main"
+    (lists / "val.txt").write_bytes(b"\xef\xbb\xbfone of two\r\ntwo  -1\r\n")
+    (lists / "._val.txt").write_bytes(b"left by a file manager")
+    (voc_root / "Annotations" / "._two.xml").write_bytes(b"left by a file manager")
+    dataset = load_dataset(voc_root, split="val")
+    assert dataset.keys() == ["JPEGImages/one of two.png", "JPEGImages/two.png"]
+    with pytest.raises(ValueError, match=r"expected one of \['test', 'train', 'val'\]"):
+        load_dataset(voc_root)
+
+
 def test_a_nan_in_voc_is_skipped(voc_root, caplog):
     path = voc_root / "Annotations" / "three.xml"
     path.write_text(path.read_text().replace("<xmin>2<", "<xmin>nan<"))
@@ -90,6 +107,44 @@ def test_image_folders_are_read_in_the_order_of_their_keys(image_folder):
     part = load_dataset(image_folder, split="second")
     assert part.root == dataset.root  # so that the keys of a part are those of the whole
     assert part.keys() == expected[5:]
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(image_folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("elsewhere")
+    (image_folder / "second").rename(other / "second")
+    (image_folder / "second").symlink_to(other / "second")
+    (image_folder / "self").symlink_to(".")
+    (image_folder / "first" / "up").symlink_to(image_folder.parent)
+    (other / "second" / "back").symlink_to(image_folder / "first")
+    keys = load_dataset(image_folder).keys()
+    assert [key for key in keys if not key.startswith("second/back")] == [
+        *(f"first/{i}.png" for i in range(5)),
+        *(f"second/{i}.png" for i in range(5, 8)),
+    ]
+    # What the link leads to is no folder above it, so it is read once more, and no more.
+    assert len(keys) == 13
+
+
+def test_a_folder_that_may_not_be_read_is_named_and_left_out(image_folder, caplog, monkeypatch):
+    (image_folder / "lost+found").mkdir()
+    scandir = os.scandir
+
+    def refusing(path):
+        if Path(path).name == "lost+found":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert len(load_dataset(image_folder)) == 8
+    assert "lost+found: left out: Permission denied" in caplog.text
+
+
+def test_numbers_on_a_command_line_are_names_of_folders(image_folder, monkeypatch):
+    (image_folder / "second").rename(image_folder / "2023")
+    image_folder.rename(image_folder.with_name("2024"))
+    monkeypatch.chdir(image_folder.parent)
+    assert len(load_dataset(2024)) == 8
+    assert load_dataset("2024", split=2023).key(0) == "2023/5.png"
 
 
 def test_empty_and_missing_folders_are_refused(tmp_path):

@@ -80,6 +80,13 @@ def test_splits_are_folders_lists_and_files(root, text):
     check(load_dataset(root, split="train"))
 
 
+def test_a_list_that_begins_with_a_byte_order_mark(root):
+    names = [f"./images/train/deep/{stem}.png" for stem in "abcd"]
+    (root / "train.txt").write_text("\ufeff" + "\r\n".join(names) + "\r\n", encoding="utf-8")
+    write_yaml(root, "names: [cat, dog]\ntrain: train.txt\n")
+    check(load_dataset(root))
+
+
 def test_labels_beside_the_images_and_images_beside_the_yaml(root, tmp_path_factory):
     for file in sorted((root / "labels" / "train" / "deep").iterdir()):
         file.rename(root / "images" / "train" / "deep" / file.name)

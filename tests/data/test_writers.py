@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from predet.data.formats import load_dataset
 from predet.data.formats.writers import write_dataset
@@ -105,6 +106,17 @@ def test_splits_of_one_data_set(voc_root, tmp_path):
     )
     with pytest.raises(ValueError, match=r"data.yaml: the other splits have the classes .*\['x'\]"):
         write_dataset(other, tmp_path, format="yolo", split="val")
+
+
+def test_a_split_beside_those_of_a_yaml_that_lists_its_classes(voc_root, tmp_path):
+    dataset = load_dataset(voc_root, split="test")
+    text = yaml.safe_dump({"names": list(dataset.class_names), "train": "images/train"})
+    (tmp_path / "data.yaml").write_text(text)
+    write_dataset(dataset, tmp_path, format="yolo", split="val")
+    check_same(dataset, load_dataset(tmp_path, split="val"), ROUNDING["yolo"])
+    (tmp_path / "data.yaml").write_text("names: [x]\n")
+    with pytest.raises(ValueError, match=r"the other splits have the classes \['x'\], this one"):
+        write_dataset(dataset, tmp_path, format="yolo", split="test")
 
 
 def test_unlabelled_images_and_equal_names(image_folder, tmp_path, write_image):

@@ -63,8 +63,10 @@ def load_dataset(
         ValueError: Nothing is there, it has no known format or might have several, or its content
             is faulty: the message names file and key, what was expected and what was found.
     """
-    path = Path(source).expanduser()
-    root = None if image_root is None else Path(image_root).expanduser()
+    # On a command line the name of a folder such as 2024 is read as a number.
+    path = Path(str(source)).expanduser()
+    split = None if split is None else str(split)
+    root = None if image_root is None else Path(str(image_root)).expanduser()
     if format is not None and format not in FORMATS:
         raise ValueError(f"unknown format {format!r}: expected one of {list(FORMATS)}")
     if not path.exists():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from predet.data.dataset import DetectionDataset
 from predet.data.formats.coco_json import Place, build_dataset, find_images, read_content
+from predet.data.formats.image_folder import list_files
 
 _SPLIT_PREFIXES = ("instances_", "image_info_", "")
 
@@ -19,10 +20,10 @@ def detect(path: Path) -> str | None:
     """Why this is COCO JSON, or None."""
     if path.is_file():
         return "a JSON file" if path.suffix.lower() == ".json" else None
-    inside = sorted((path / "annotations").glob("*.json"))
+    inside = list_files(path / "annotations", ".json")
     if inside:
         return f"annotations/ holds {inside[0].name}"
-    beside = sorted(path.glob("*.json"))
+    beside = list_files(path, ".json")
     return f"{beside[0].name} lies in the folder" if len(beside) == 1 else None
 
 
@@ -55,7 +56,7 @@ def load(path: Path, *, split: str | None, image_root: Path | None) -> Detection
 
 
 def _choose_json(folder: Path, split: str | None) -> Path:
-    files = sorted((folder / "annotations").glob("*.json")) or sorted(folder.glob("*.json"))
+    files = list_files(folder / "annotations", ".json") or list_files(folder, ".json")
     if not files:
         raise ValueError(f"{folder}: no COCO JSON: expected annotations/instances_<split>.json")
     if split is None:

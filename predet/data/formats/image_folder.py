@@ -53,13 +53,39 @@ def load(path: Path, *, split: str | None, image_root: Path | None) -> Detection
 
 
 def list_images(root: Path, folder: Path) -> tuple[list[str], int]:
-    """Keys relative to `root` of the images below `folder`, sorted; the number of other files."""
+    """Keys relative to `root` of the images below `folder`, sorted; the number of other files.
+
+    Links to folders are followed, but those that lead back up. Folders that cannot be read are
+    named in the log.
+    """
     keys, num_others = [], 0
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_say_unreadable):
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and not _leads_back(Path(parent, name), folder)
+        ]
         for file in files:
             if file.startswith(".") or os.path.splitext(file)[1].lower() not in IMAGE_SUFFIXES:
                 num_others += 1
             else:
                 keys.append(os.path.relpath(os.path.join(parent, file), root).replace(os.sep, "/"))
     return sorted(keys), num_others
+
+
+def list_files(folder: Path, suffix: str) -> list[Path]:
+    """The files in a folder that end in `suffix`, sorted; hidden ones are left out."""
+    return sorted(file for file in folder.glob(f"*{suffix}") if not file.name.startswith("."))
+
+
+def _leads_back(folder: Path, top: Path) -> bool:
+    """Whether a link leads to where the walk from `top` is already: it would never end."""
+    if not folder.is_symlink():
+        return False
+    target = folder.resolve()
+    above = [parent for parent in folder.parents if parent == top or top in parent.parents]
+    return any(parent.resolve().is_relative_to(target) for parent in above)
+
+
+def _say_unreadable(error: OSError) -> None:
+    _logger.warning("%s: left out: %s", error.filename, error.strerror)

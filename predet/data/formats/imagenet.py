@@ -63,6 +63,9 @@ def _children(folder: Path) -> list[Path]:
 
 
 def _names(folder: Path) -> list[str]:
-    """Names of the folders in a folder."""
-    with os.scandir(folder) as entries:
-        return [entry.name for entry in entries if entry.is_dir()]
+    """Names of the folders in a folder; none in one that may not be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if entry.is_dir()]
+    except PermissionError:  # such as lost+found
+        return []

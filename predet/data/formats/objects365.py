@@ -26,6 +26,7 @@ from typing import Any
 
 from predet.data.dataset import DetectionDataset
 from predet.data.formats.coco_json import Place, build_dataset, find_images, read_content
+from predet.data.formats.image_folder import list_files
 from predet.data.formats.splits import choose_split
 
 _logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def _find_jsons(path: Path) -> dict[Path, str]:
     if path.is_file():
         files = [path] if path.suffix.lower() == ".json" else []
     else:
-        files = [file for folder in _FOLDERS for file in sorted((path / folder).glob("*.json"))]
+        files = [file for folder in _FOLDERS for file in list_files(path / folder, ".json")]
     found = {file: _mark(file) for file in files}
     return {file: reason for file, reason in found.items() if reason}
 

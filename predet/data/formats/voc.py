@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from predet.data.dataset import DetectionDataset
 from predet.data.formats.builder import DatasetBuilder
-from predet.data.formats.image_folder import IMAGE_SUFFIXES
+from predet.data.formats.image_folder import IMAGE_SUFFIXES, list_files
 
 
 class _Object(NamedTuple):
@@ -49,7 +49,7 @@ def load(path: Path, *, split: str | None, image_root: Path | None) -> Detection
         raise ValueError(
             f"{path}: VOC images lie in JPEGImages/, image_root={image_root} is unused"
         )
-    stems = sorted(file.stem for file in (path / "Annotations").glob("*.xml"))
+    stems = [file.stem for file in list_files(path / "Annotations", ".xml")]
     if not stems:
         raise ValueError(f"{path}: the data set is empty: no *.xml in Annotations/")
     annotations = {stem: _read_xml(path / "Annotations" / f"{stem}.xml") for stem in stems}
@@ -84,16 +84,20 @@ def load(path: Path, *, split: str | None, image_root: Path | None) -> Detection
 
 def _split_members(root: Path, split: str | None, stems: list[str]) -> list[str]:
     folder = root / "ImageSets" / "Main"
-    splits = sorted(file.stem for file in folder.glob("*.txt"))
+    splits = [file.stem for file in list_files(folder, ".txt")]
     if split is None:
         if splits:
             raise ValueError(f"{root}: which split? expected one of {splits}, got split=None")
         return stems
     if split not in splits:
         raise ValueError(f"{root}: no split {split!r}: ImageSets/Main/ holds {splits}")
-    lines = (folder / f"{split}.txt").read_text(encoding="utf-8").splitlines()
-    members = [line.split()[0] for line in lines if line.strip()]
-    missing = sorted(set(members) - set(stems))
+    known = set(stems)
+    lines = (folder / f"{split}.txt").read_text(encoding="utf-8-sig").splitlines()
+    # The whole line, for a name may hold blanks; in the lists of single classes -1, 0 or 1 follows.
+    members = [
+        line.strip() if line.strip() in known else line.split()[0] for line in lines if line.strip()
+    ]
+    missing = sorted(set(members) - known)
     if missing:
         raise ValueError(
             f"{folder / split}.txt: {len(missing)} of {len(members)} images have no annotation "

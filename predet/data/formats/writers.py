@@ -21,6 +21,7 @@ import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -145,14 +146,15 @@ def _write_yolo(
     if not dataset.class_names:
         raise ValueError(f"data set {dataset.name!r} has no classes: YOLO needs at least one")
     yaml_path, labels = folder / "data.yaml", folder / "labels" / split
-    class_names = dict(enumerate(dataset.class_names))
-    content = {"names": class_names}
+    content: dict[str, Any] = {"names": dict(enumerate(dataset.class_names))}
     if yaml_path.exists():
         content = yaml.safe_load(yaml_path.read_text(encoding="utf-8"))
-        if content["names"] != class_names:
+        others = content["names"]
+        others = list(others.values()) if isinstance(others, dict) else others
+        if others != list(dataset.class_names):
             raise ValueError(
-                f"{yaml_path}: the other splits have the classes {list(content['names'].values())},"
-                f" this one has {list(dataset.class_names)}"
+                f"{yaml_path}: the other splits have the classes {others}, this one has "
+                f"{list(dataset.class_names)}"
             )
     _make_new(labels, split)
     labels.mkdir()

@@ -180,7 +180,7 @@ def _find_entry(entry: Any, split: str, base: Path, yaml_path: Path) -> Path:
 def _read_list(path: Path) -> list[Path]:
     """The images that a text file lists, relative to its folder."""
     images = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
         name = line.strip()
         if not name:
             continue
