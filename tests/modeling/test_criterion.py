@@ -20,7 +20,8 @@ WEIGHTS = {"loss_class": 2.0, "loss_bbox": 5.0, "loss_giou": 3.0}
 
 
 def make_criterion(classification: str, **options) -> SetCriterion:
-    matcher = HungarianMatcher(classification=classification, class_cost=2.0)
+    focal = {name: value for name, value in options.items() if name.startswith("focal")}
+    matcher = HungarianMatcher(classification=classification, class_cost=2.0, **focal)
     return SetCriterion(matcher=matcher, weights=WEIGHTS, **options)
 
 
@@ -55,7 +56,7 @@ def make_targets(counts=(3, 0, 2), classes=4, seed=1) -> Targets:
 
 
 def plain_losses(
-    logits, boxes, targets: Targets, classification: str
+    logits, boxes, targets: Targets, classification: str, alpha: float = 0.25, gamma: float = 2
 ) -> tuple[float, float, float]:
     """One layer: match with scipy per image, then sum query by query in Python floats."""
     num_boxes = max(sum(targets.counts), 1)
@@ -73,7 +74,7 @@ def plain_losses(
             score = -logits[image].softmax(-1)[:, wanted_classes]
         else:
             p = logits[image].sigmoid()[:, wanted_classes]
-            score = -0.25 * (1 - p) ** 2 * p.log() + 0.75 * p**2 * (1 - p).log()
+            score = -alpha * (1 - p) ** gamma * p.log() + (1 - alpha) * p**gamma * (1 - p).log()
         cost = 2 * score + 5 * l1 - 2 * giou
         queries, found = scipy.optimize.linear_sum_assignment(cost.detach())
         class_of = dict(zip(queries.tolist(), [wanted_classes[t] for t in found], strict=True))
@@ -90,9 +91,9 @@ def plain_losses(
                     p = 1 / (1 + math.exp(-x))
                     positive = class_of.get(query) == column
                     class_sum += (
-                        -0.25 * (1 - p) ** 2 * math.log(p)
+                        -alpha * (1 - p) ** gamma * math.log(p)
                         if positive
-                        else -0.75 * p**2 * math.log(1 - p)
+                        else -(1 - alpha) * p**gamma * math.log(1 - p)
                     )
                 weight_sum = num_boxes
     return class_sum / weight_sum, l1_sum / num_boxes, giou_sum / num_boxes
@@ -115,6 +116,27 @@ def test_losses_equal_a_plain_recomputation(classification, counts):
         assert losses[name].item() == pytest.approx(
             WEIGHTS[base_name(name)] * value, rel=1e-4, abs=1e-6
         ), name
+
+
+@pytest.mark.parametrize("classification", ["softmax", "focal"])
+@pytest.mark.parametrize("counts", [(3, 0, 2), (8, 0, 1)], ids=str)
+def test_a_step_of_one_part_has_the_losses_of_its_batch(classification, counts):
+    """The counts of the step are then those of the batch: 8 targets have six queries."""
+    criterion, output, targets = make_criterion(classification), make_output(), make_targets(counts)
+    expected = criterion(output, targets)
+    losses = criterion(output, targets._replace(step_counts=torch.tensor([counts])))
+    assert losses.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value, msg=name)
+
+
+def test_alpha_and_gamma_of_the_focal_loss_and_cost():
+    focal = {"focal_alpha": 0.6, "focal_gamma": 0.5}
+    output, targets = make_output(layers=1), make_targets((3, 2, 5))
+    losses = make_criterion("focal", **focal)(output, targets)
+    values = plain_losses(output.logits[0], output.boxes[0], targets, "focal", *focal.values())
+    for (name, weight), value in zip(WEIGHTS.items(), values, strict=True):
+        assert losses[name].item() == pytest.approx(weight * value, rel=1e-4), name
 
 
 def swapped_axes(output, targets):
