@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from predet.evaluation.box_quality import LabelledBoxes, box_quality
+from predet.data.box_store import BoxRow
+from predet.data.box_store_writer import BoxStoreWriter, StoreInfo
+from predet.data.dataset import DetectionDataset
+from predet.evaluation.box_quality import LabelledBoxes, box_quality, store_quality
 from predet.evaluation.overlap import iou
 
 
@@ -59,6 +63,35 @@ def test_boxes_in_a_crowd_do_not_count_unless_they_match() -> None:
     # SQUARE matches; two others lie in the crowd; the last one touches it only.
     assert (result.precision, result.recall) == (0.5, 1.0)
     assert result.boxes_per_image == 2
+
+
+def test_an_overlap_or_a_score_at_the_threshold_counts(tmp_path: Path) -> None:
+    half = [0, 0, 10, 5]  # of SQUARE: IoU 0.5
+    (result,) = box_quality([image([half], [0.9], [0], [SQUARE], [0], [False])], top_k=(1,))
+    assert result.recall == 1.0
+    # The store knows "dog" and "cat", the data set "cat" and "cow": a cow is found as any class.
+    rows = [BoxRow("a.png", 90, 90, np.float32([half, FAR]), [0.5, 0.25], [1, 0])]
+    info = StoreInfo(method="made", class_names=("dog", "cat"))
+    writer = BoxStoreWriter(tmp_path / "store", info=info, keys=["a.png"])
+    writer.write_shard(0, rows)
+    dataset = DetectionDataset(
+        name="made",
+        root="made",
+        class_names=("cat", "cow"),
+        category_ids=(1, 2),
+        keys=["a.png", "b.png"],  # the store lacks the second
+        image_ids=[1, 2],
+        heights=[90, 90],
+        widths=[90, 90],
+        offsets=[0, 2, 3],
+        boxes=np.float32([SQUARE, FAR, FAR]),
+        classes=[0, 1, 1],
+    )
+    store = writer.finish()
+    for threshold, count, any_class in ((0.25, 2, 1.0), (0.5, 1, 0.5), (0.6, 0, 0.0)):
+        (result,) = store_quality(store, dataset, top_k=(9,), score_threshold=threshold)
+        assert result.boxes_per_image == count
+        assert (result.recall, result.recall_any_class) == (0.5 * (count > 0), any_class)
 
 
 def test_nothing_predicted_and_nothing_to_find() -> None:
