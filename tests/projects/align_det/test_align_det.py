@@ -17,6 +17,7 @@ from predet.modeling.matcher import Matches
 from predet.modeling.outputs import DetectorOutput
 from predet.modeling.set_regions import set_regions
 from predet.pretext.semantic_targets import Objectness
+from predet.projects.align_det import modeling
 from predet.projects.align_det.contrast import instance_contrast
 from predet.projects.align_det.momentum import momentum_at
 
@@ -56,6 +57,27 @@ def test_losses_are_those_of_the_detector_and_the_contrast(any_detector, views, 
     expected = instance_contrast(embedded[0], online.instances, embedded[1], target.instances)
     torch.testing.assert_close(losses["loss_contrast"], expected, atol=1e-5, rtol=1e-5)
     assert expected > 1
+
+
+def test_temperature_and_negatives_of_others_count(detector, views, method, monkeypatch):
+    data, plain = views(), detector("detr").train()
+    model = method(plain, temperature=0.2, gather_negatives=True)
+    given, others = [], torch.randn(5, 256)
+    monkeypatch.setattr(modeling, "of_other_processes", lambda own: given.append(own) or others)
+    found = model(data)["loss_contrast"]
+    second = [{**sample, **sample["views"][1]} for sample in data]
+    online, target = (plain.regions(batch) for batch in (data, second))
+    embedded = [model.projector(r.features, r.slots) for r in (online, target)]
+    torch.testing.assert_close(given[0], torch.cat(embedded), atol=1e-5, rtol=1e-5)
+    expected = instance_contrast(
+        embedded[0],
+        online.instances,
+        embedded[1],
+        target.instances,
+        temperature=0.2,
+        others=others,
+    )
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_everything_is_trained_but_the_copy(any_detector, views, method):
@@ -157,7 +179,7 @@ def step_of(model: nn.Module, tmp_path, steps: int) -> OptimizerStep:
 
 def test_copy_begins_at_given_weights_and_follows_each_update(detector, views, method, tmp_path):
     """Also where a step has several micro-batches: one update a step."""
-    model = method(detector("detr"))
+    model = method(detector("detr"), base_momentum=0.9)
     torch.manual_seed(5)
     load_detector(model, {"model": detector("detr").state_dict()})
     steps = step_of(model, tmp_path, 3)
@@ -165,7 +187,7 @@ def test_copy_begins_at_given_weights_and_follows_each_update(detector, views, m
     average = {n: p.detach().double() for n, p in model.detector.named_parameters()}
     for step in range(3):
         steps.run(step, [views(seed=step), views(seed=10 + step)])
-        momentum = momentum_at(step, 3, base=0.996)
+        momentum = momentum_at(step, 3, base=0.9)
         for name, parameter in model.detector.named_parameters():
             now = parameter.detach().double()
             average[name] = momentum * average[name] + (1 - momentum) * now
