@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from predet.checkpoint import load_detector
 from predet.modeling.outputs import Queries
+from predet.pretext.patch_queries import Standardize
 
 GROUPS = {4: [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5, 3: [0] * 7 + [1] * 7 + [2] * 6}
 
@@ -148,6 +149,20 @@ def test_without_reconstruction_there_is_no_head(detector, updetr, patch_batch):
     model = updetr(detector("detr"), reconstruction_weight=0.0).train()
     assert not any("feature" in name for name in model.state_dict())
     assert not any("feature" in name for name in model(patch_batch()))
+
+
+def test_options_of_the_queries_reach_them(detector, updetr):
+    options = {
+        "num_patches": 3,
+        "add_to": "content",
+        "shuffle": True,
+        "mask": "patches",
+        "mask_probability": 0.3,
+        "groups_apart": False,
+    }
+    queries = updetr(detector("detr"), standardize=True, **options).patch_queries
+    assert {name: getattr(queries, name) for name in options} == options
+    assert isinstance(queries.standardize, Standardize)
 
 
 def test_the_two_matchings_differ(detector, updetr, patch_batch):
