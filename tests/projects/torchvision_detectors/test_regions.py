@@ -163,7 +163,7 @@ def test_regions_train_everything_but_what_is_frozen(model, name, parts):
 @pytest.mark.parametrize("name", ["retinanet", "fcos"])
 def test_background_is_not_drawn_from_the_padding(model, parts):
     """An image beside a larger one has the places that it has alone."""
-    small, large = parts.sample((64, 64), [], []), parts.sample((128, 192), [], [])
+    small, large = parts.sample((64, 96), [], []), parts.sample((128, 192), [], [])
     alone, other, together = (
         len(model.regions(images, max_regions=100_000).instances)
         for images in ([small], [large], [small, large])
