@@ -69,16 +69,35 @@ def test_run_equals_a_loop_by_hand(run_tiny, load_tiny, tmp_path: Path) -> None:
         torch.testing.assert_close(trained[name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_gradient_is_clipped_and_its_norm_reported() -> None:
-    model = make_model()
-    result = make_step(model, clip_grad_norm=0.05).run(0, [same_boxes(4)])
-    clipped = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters()))
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_gradient_is_clipped_and_its_norm_reported(precision: str) -> None:
+    """Of fp16 the true gradient, not the scaled one."""
+    norms = []
+    for largest in (0.05, None):
+        model = make_model()
+        steps = make_step(model, clip_grad_norm=largest, precision=precision)
+        if precision == "fp16":  # the first scale is for larger models: here it overflows
+            steps.precision.load_state_dict({**steps.precision.state_dict(), "scale": 64.0})
+        result = steps.run(0, [same_boxes(4)])
+        norm = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters()))
+        norms.append((float(result.grad_norm), norm))
+    (reported, clipped), (free, norm) = norms
     assert clipped == pytest.approx(0.05, rel=1e-3)
+    assert free == pytest.approx(norm, rel=1e-5)
+    assert reported == pytest.approx(norm, rel=1e-5)
+    assert norm > 0.1
+
+
+def test_average_is_of_the_weights_after_each_update() -> None:
     model = make_model()
-    free = make_step(model, clip_grad_norm=None).run(0, [same_boxes(4)])
-    norm = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters()))
-    assert float(free.grad_norm) == pytest.approx(norm, rel=1e-5)
-    assert float(result.grad_norm) == pytest.approx(norm, rel=1e-5)
+    steps = make_step(model, ema_decay=0.75)
+    expected = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for step in range(3):
+        steps.run(step, [same_boxes(2)])
+        for name, parameter in model.named_parameters():
+            expected[name] = 0.75 * expected[name] + 0.25 * parameter.detach()
+    for name, value in steps.ema.model.named_parameters():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
