@@ -18,6 +18,7 @@ from comparison_job import HERE, resolver_for
 
 from predet.d2.embedded.overrides import parse_value
 from predet.data.scenes import make_scenes
+from predet.engine import comparison_stages
 from predet.engine.comparison import (
     Clusters,
     Controls,
@@ -29,6 +30,7 @@ from predet.engine.comparison import (
     load_comparison,
 )
 from predet.engine.comparison_page import page_blocks
+from predet.engine.comparison_results import check_leakage
 from predet.engine.comparison_run import plan, plan_text, run, write_page
 from predet.engine.comparison_stages import Resolved, StageResolver
 from predet.engine.stages import StageFailed
@@ -172,6 +174,8 @@ def test_stages_are_shared_where_they_are_the_same(tmp_path: Path, scenes: Path)
     names = {name: {s.name for s in resolver.closure(chain)} for name, chain in chains.items()}
     for seed in range(3):  # all arms of a seed draw the same labels, other seeds draw others
         assert f"data.train.seed={seed}" in chains["scratch", seed][0].command
+        for stage in chains["method", seed]:
+            assert f"train.seed={seed}" in stage.command
         assert "data.train.num_images=10" in chains["method", seed][1].command
     assert not names["method", 0] & names["method", 1]
     # A seed: scratch, its boxes, two pre-trainings, two fine-tunings, two long controls.
@@ -188,6 +192,31 @@ def test_a_change_moves_only_what_depends_on_it(tmp_path: Path, scenes: Path) ->
     assert before["method", 0][1].name != after["method", 0][1].name
     other_set = resolved(resolver_for(tmp_path / "out", source, "comparison.labels=[11]"))
     assert not {c[0].name for c in before.values()} & {c[0].name for c in other_set.values()}
+
+
+def test_other_data_or_another_version_are_other_stages(
+    tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    for split in ("train", "test"):
+        make_scenes(other, num_images=3, image_size=64, num_classes=2, seed=9, split=split)
+
+    def names(*overrides: str) -> list[str]:
+        resolver = resolver_for(tmp_path / "out", f"data.train.source={scenes}", *overrides)
+        (teacher,) = resolver.chain("scratch", resolver.comparison.cells[0])
+        pretraining, finetuning = resolver.chain("method", resolver.comparison.cells[0])
+        (boxes,) = pretraining.needs
+        return [teacher.name, boxes, pretraining.name, finetuning.name]
+
+    own = f"data.unlabeled.source={scenes}"  # else it is where the labelled images are
+    before = names(own)
+    unlabeled = names(f"data.unlabeled.source={other}")
+    same = [a == b for a, b in zip(before, unlabeled, strict=True)]
+    assert same == [True, False, False, False]
+    test = names(own, f"data.test.source={other}")
+    monkeypatch.setattr(comparison_stages, "__version__", "0.0.0")
+    for changed in (test, names(own)):
+        assert not set(before) & set(changed)
 
 
 def test_the_place_of_data_and_output_does_not_matter(tmp_path: Path, scenes: Path) -> None:
@@ -387,6 +416,15 @@ def test_leaked_test_images_are_on_the_page(tmp_path: Path, scenes: Path) -> Non
     assert run_and_report(tmp_path / "out", *overrides).leakage == analysis.leakage
     assert (tmp_path / "out" / "leakage.json").read_text() == kept
     assert page_blocks(analysis)
+
+
+def test_copies_are_looked_for_again_when_data_change(tmp_path: Path, scenes: Path) -> None:
+    other = tmp_path / "other"
+    make_scenes(other, num_images=3, image_size=64, num_classes=2, seed=9, split="train")
+    source = f"data.train.source={scenes}"
+    for overrides, searched in (((), 20), ((f"data.unlabeled.source={other}",), 3)):
+        report = check_leakage(resolver_for(tmp_path / "out", source, *overrides))
+        assert report.searched == {"train": 20, "unlabeled": searched}
 
 
 def until(condition, seconds: float = 120.0) -> None:
