@@ -12,6 +12,7 @@ from predet.evaluation.comparison import (
     differences,
     images_needed,
     mean_curve,
+    percentile_interval,
     updates_to_reach,
     verdicts,
 )
@@ -191,6 +192,25 @@ def test_a_small_test_set_is_named_as_the_reason() -> None:
     assert images_needed(Interval(2.0, -2.0, 6.0), 100) == 400
 
 
+def test_a_gain_that_test_images_leave_open_is_no_no() -> None:
+    found = [
+        difference("b", [3.0, 3.2, 2.9], 2.7, 3.3),
+        difference("c", [0.1, 0.0, 0.2], -3.0, 4.0),
+    ]
+    (verdict,) = verdicts(found, ARMS, test_images=100)
+    assert verdict.answer == "cannot tell"
+    assert "(c)" in verdict.sentence
+    (verdict,) = verdicts(found, ARMS, test_images=100, matters=5.0)
+    assert verdict.answer == "no"
+    assert "a gain of 5 AP or more is excluded" in verdict.sentence
+
+
+def test_percentiles_leave_a_fortieth_on_each_side() -> None:
+    draws = np.random.default_rng(0).permutation(np.arange(1001.0))
+    draws = np.append(draws, np.nan)  # a draw without any object
+    assert percentile_interval(draws, 7.0) == pytest.approx((7.0, 25.0, 975.0))
+
+
 def test_without_a_decisive_control_nothing_is_decided() -> None:
     (verdict,) = verdicts([difference("a", [9.0, 9.1], 8.0, 9.9)], ARMS, test_images=100)
     assert verdict.answer == "cannot tell"
@@ -200,7 +220,7 @@ def test_without_a_decisive_control_nothing_is_decided() -> None:
 
 def test_updates_to_reach() -> None:
     curve = [(100, 10.0), (200, 20.0), (400, 24.0)]
-    assert updates_to_reach(curve, 15.0) == 150
+    assert updates_to_reach(curve, 12.5) == 125
     assert updates_to_reach(curve, 22.0) == 300
     assert updates_to_reach(curve, 5.0) == 100  # nothing is known before the first evaluation
     assert updates_to_reach(curve, 24.1) is None
