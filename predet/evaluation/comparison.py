@@ -29,7 +29,7 @@ CONTROLS = {
     "e": "given checkpoint",
 }
 DECISIVE = ("b", "c")
-METRICS = {"AP": 0, "AP50": 1, "AP75": 6}  # -> column of `resampled_ap`
+METRICS = {"AP": 0, "AP50": 1}  # -> column of `resampled_ap`
 RESAMPLES = 1000
 
 
