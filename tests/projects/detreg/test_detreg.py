@@ -17,7 +17,7 @@ from predet.data.augmentation import Compose, HorizontalFlip, ResizeShortSide
 from predet.data.dataset import Record
 from predet.data.pretext_mapper import PatchMaker, PretextMapper
 from predet.modeling.backbone import ResNet
-from predet.pretext.feature_target import FeatureTarget, MeanAbsolute
+from predet.pretext.feature_target import FeatureTarget, MeanAbsolute, SummedAbsolute
 from predet.pretext.pretraining import Pretraining
 from predet.pretext.region_encoder import RegionEncoder
 from predet.pretext.semantic_targets import KeepClasses, Objectness
@@ -156,6 +156,15 @@ def test_a_weight_of_zero_is_the_detector_on_objects(detector, batch) -> None:
     once = make_model(copy.deepcopy(twice.detector))
     samples = with_patches(samples)
     torch.testing.assert_close(twice(samples)["loss_feature"], 2 * once(samples)["loss_feature"])
+
+
+def test_options_of_the_embedding_reach_its_loss(detector, batch) -> None:
+    model = make_model(detector("detr"), layers="all", num_layers=3, distance=SummedAbsolute())
+    losses = model(with_patches(batch()))
+    names = {name for name in losses if "feature" in name}
+    assert names == {"loss_feature", "loss_feature_0", "loss_feature_1"}
+    assert len(model.feature_target.head.layers) == 3
+    assert isinstance(model.feature_target.distance, SummedAbsolute)
 
 
 def test_classes_may_be_kept(detector, batch) -> None:
