@@ -7,6 +7,7 @@ set that it belongs to. COCO boxes are xywh; the store's are xyxy.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -60,7 +61,7 @@ def import_coco(
         ValueError: not COCO, an image or category that is not listed, an id or name used twice, an
             image that the data set does not have.
     """
-    content = _load(Path(source))
+    content, digest = _load(Path(source))
     if isinstance(content, list):
         if dataset is None:
             raise ValueError(
@@ -75,7 +76,7 @@ def import_coco(
         categories = {}  # boxes without a class
     info = StoreInfo(
         method=method,
-        parameters={"file": Path(source).name},
+        parameters={"file": Path(source).name, "sha256": digest},
         class_names=tuple(categories.values()) or None,
         category_ids=tuple(categories) or None,
         image_root=os.path.abspath(dataset.root) if dataset is not None else "",
@@ -142,9 +143,11 @@ def export_coco(
     os.replace(temporary, path)
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path) -> tuple[Any, str]:
+    """The content of a JSON file, and the sha256 of its bytes."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        return json.loads(data.decode("utf-8-sig")), hashlib.sha256(data).hexdigest()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -61,7 +61,10 @@ def import_npy(
     )
     writer = BoxStoreWriter(output, info=info, keys=keys)
     left_out = 0
-    for shard in writer.missing_shards():
+    missing = writer.missing_shards()
+    if not missing:
+        logger.warning("%s is finished: the files in %s are not looked at again", output, folder)
+    for shard in missing:
         rows, skipped = [], {}
         part = writer.shard_slice(shard)
         for index in range(part.start, part.stop):

@@ -161,18 +161,22 @@ class BoxStoreWriter:
         table = _table([_checked(row, self.num_classes) for row in rows])
         table = table.replace_schema_metadata({"skipped": json.dumps(skipped, sort_keys=True)})
         temporary = self.path / f".{shard_name(shard, self.num_shards)}.{uuid.uuid4().hex}.tmp"
-        with temporary.open("wb") as file:
-            pq.write_table(
-                table,
-                file,
-                compression="snappy",
-                use_dictionary=False,
-                write_page_checksum=True,
-                row_group_size=ROWS_PER_GROUP,
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._file(shard))
+        try:
+            with temporary.open("wb") as file:
+                pq.write_table(
+                    table,
+                    file,
+                    compression="snappy",
+                    use_dictionary=False,
+                    write_page_checksum=True,
+                    row_group_size=ROWS_PER_GROUP,
+                )
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self._file(shard))
+        except OSError:  # a full disk: each new attempt would fill it further
+            temporary.unlink(missing_ok=True)
+            raise
 
     def finish(self) -> BoxStore:
         """Count what was written, mark the store as complete, and open it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -183,6 +184,18 @@ def test_a_killed_writer_goes_on_and_the_store_is_the_same(tmp_path: Path) -> No
         assert (path / name).stat().st_mtime_ns == written, "a finished shard was written again"
 
 
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = BoxStoreWriter(tmp_path / "store", info=INFO, keys=[key_of(1)])
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        writer.write_shard(0, [make_row(1)])
+    assert [item.name for item in (tmp_path / "store").iterdir()] == ["meta.json"]
+
+
 def test_a_store_survives_pickling_and_forking(tmp_path: Path) -> None:
     store = write(tmp_path / "store", 20, shard_size=8)
     store[key_of(1)]
@@ -265,7 +278,7 @@ BOX = [[0.0, 0.0, 5.0, 5.0]]
 def test_bad_rows_are_refused_and_nothing_is_written(
     tmp_path: Path, row: BoxRow, message: str
 ) -> None:
-    writer = BoxStoreWriter(tmp_path / "store", info=INFO, keys=["a"])
+    writer = BoxStoreWriter(tmp_path / "store", info=INFO, keys=[key_of(1)])
     with pytest.raises(ValueError, match=message):
         writer.write_shard(0, [row])
     assert writer.missing_shards() == [0]

@@ -70,6 +70,16 @@ def test_full_file_by_hand(tmp_path: Path) -> None:
     assert store.meta["dataset"] == "gt"
 
 
+def test_the_same_file_is_gone_on_with_and_another_of_its_name_is_refused(tmp_path: Path) -> None:
+    for _ in range(2):
+        store = import_coco(save(tmp_path / "boxes.json", full()), tmp_path / "store")
+        assert store.meta["counts"]["boxes"] == 3
+    moved = full()
+    moved["annotations"][0]["bbox"][0] = 11
+    with pytest.raises(ValueError, match="holds a box store of other settings or images:\n  param"):
+        import_coco(save(tmp_path / "boxes.json", moved), tmp_path / "store")
+
+
 def test_out_and_in_again_gives_the_same_rows(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     content = full()

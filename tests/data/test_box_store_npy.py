@@ -34,6 +34,15 @@ def test_boxes_keep_their_order(image_folder, cache, tmp_path):
     assert store.meta["counts"]["images"] == 7
 
 
+def test_a_finished_store_is_not_made_anew_and_says_so(image_folder, cache, tmp_path, caplog):
+    dataset = load_dataset(image_folder)
+    import_npy(cache, tmp_path / "store", dataset=dataset)
+    assert "is finished" not in caplog.text
+    np.save(cache / "0.npy", np.zeros((0, 4), np.float32))
+    assert len(import_npy(cache, tmp_path / "store", dataset=dataset)["first/0.png"].boxes) == 3
+    assert "store is finished: the files in" in caplog.text
+
+
 def test_unusable_boxes_are_left_out_and_counted(image_folder, cache, tmp_path, caplog):
     boxes = [[0, 0, 5, 5], [np.nan, 0, 5, 5], [40, 2, 50, 9], [20, 20, 99, 99], [5, 5, 5, 9]]
     np.save(cache / "0.npy", np.array(boxes, np.float32))
