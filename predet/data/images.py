@@ -60,7 +60,10 @@ def read_image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
                 image.load()  # Pillow turns TIFF by itself
             width, height = image.size
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _ORIENTATIONS_ON_SIDE
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:  # Pillow's limit, which OpenCV does not have
+        height, width = read_image(path).shape[:2]
+        return height, width
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise BadSampleError(f"{os.fspath(path)}: cannot be read: {error}") from error
     return (width, height) if turned else (height, width)
 

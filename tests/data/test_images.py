@@ -68,6 +68,17 @@ def test_the_size_read_from_the_head_is_that_of_the_image(photograph, tmp_path, 
         read_image_size(path)
 
 
+def test_size_and_pixels_of_large_images_are_read_alike(photograph, tmp_path, monkeypatch):
+    for kind in ("jpg", "webp"):
+        Image.fromarray(photograph).save(tmp_path / f"large.{kind}")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", photograph.shape[0] * photograph.shape[1] // 3)
+    size = read_image(tmp_path / "large.jpg").shape[:2]
+    assert read_image_size(tmp_path / "large.jpg") == size == photograph.shape[:2]
+    for read in (read_image, read_image_size):  # refused by both
+        with pytest.raises(BadSampleError, match=r"large.webp: .* exceeds limit"):
+            read(tmp_path / "large.webp")
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
 def test_grayscale_is_repeated_over_the_channels(photograph, kind):
     gray = photograph[..., 0]
