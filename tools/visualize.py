@@ -79,8 +79,7 @@ def detections(args: argparse.Namespace) -> Path:
     indices = _draw(dataset, args)
     found: dict[str, dict[str, BoxRow]] = {}
     names: tuple[str, ...] = ()
-    for weights in args.weights:
-        heading, file = _named(weights, default="detections")
+    for heading, file in _all_named(args.weights, default="detections").items():
         state = read_checkpoint(file)
         known = trained_classes(cfg, state)
         if names and known != names:
@@ -199,11 +198,11 @@ def queries(args: argparse.Namespace) -> Path:
         raise ValueError(f"--config-file: one for all or one for each of --weights, got {counts}")
     configs = args.config_file * (counts[1] // counts[0])
     boxes, sizes = {}, []
-    for file, weights in zip(configs, args.weights, strict=True):
-        cfg = load_config(file, args.opts)
-        detector = load_trained(cfg, read_checkpoint(_named(weights, None)[1]), DEVICE)
+    checkpoints = _all_named(args.weights, default=None)
+    for config, (name, file) in zip(configs, checkpoints.items(), strict=True):
+        cfg = load_config(config, args.opts)
+        detector = load_trained(cfg, read_checkpoint(file), DEVICE)
         found = [detector.label([sample])[0] for sample in _test_samples(args, cfg)]
-        name = _named(weights, None)[0]
         boxes[name] = np.stack([f.pred_boxes.tensor.cpu().numpy() for f in found])
         sizes = [instances.image_size for instances in found]
     return draw_queries(
@@ -283,13 +282,7 @@ def _seen(sample: Mapping[str, Any]) -> Iterator[tuple[np.ndarray, Panel]]:
 
 def curves(args: argparse.Namespace) -> Path:
     """Learning curves of runs."""
-    runs: dict[str, str] = {}
-    for run in args.runs:
-        name, place = _named(run, default=None)
-        if name in runs:
-            raise ValueError(f"two runs are called '{name}': name them, NAME=FOLDER")
-        runs[name] = place
-    return learning_curves(runs, args.output, title=args.title)
+    return learning_curves(_all_named(args.runs, default=None), args.output, title=args.title)
 
 
 def _dataset(args: argparse.Namespace) -> DetectionDataset:
@@ -302,6 +295,21 @@ def _draw(dataset: DetectionDataset, args: argparse.Namespace) -> list[int]:
     """Images drawn by seed, in the order of the data set."""
     count = min(args.num_images, len(dataset))
     return sorted(np.random.default_rng(args.seed).permutation(len(dataset))[:count].tolist())
+
+
+def _all_named(texts: Sequence[str], default: str | None) -> dict[str, str]:
+    """Places by name; see `_named`.
+
+    Raises:
+        ValueError: two have one name, so that one would be drawn over the other.
+    """
+    places: dict[str, str] = {}
+    for text in texts:
+        name, place = _named(text, default)
+        if name in places:
+            raise ValueError(f"{places[name]} and {place} are both called '{name}': write NAME=...")
+        places[name] = place
+    return places
 
 
 def _named(text: str, default: str | None) -> tuple[str, str]:

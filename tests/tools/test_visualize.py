@@ -72,6 +72,22 @@ def test_detections_of_two_checkpoints_on_the_configs_test_set(
     assert height > 3 * 256
 
 
+@pytest.mark.parametrize("command", ["detections", "queries"])
+def test_one_name_for_two_checkpoints_is_refused(
+    tool: ModuleType, place: Path, tmp_path: Path, command: str
+) -> None:
+    weights = [f"--weights={place / name / 'last.pth'}" for name in ("teacher", "student")]
+    with pytest.raises(
+        SystemExit, match=r"teacher/last.pth and .*student/last.pth are both called"
+    ):
+        tool.main(
+            [
+                *(command, CONFIG, *weights, f"--output={tmp_path / 'out.png'}"),
+                f"data.test.source={place / 'scenes'}",
+            ]
+        )
+
+
 def test_a_store(tool: ModuleType, place: Path, tmp_path: Path) -> None:
     images = ["--images", str(place / "scenes"), "--split", "test"]
     output = ["--output", str(tmp_path / "out.png")]
@@ -150,7 +166,7 @@ def test_curves(tool: ModuleType, tmp_path: Path) -> None:
     output = ["--output", str(tmp_path / "out.png")]
     tool.main(["curves", f"first={tmp_path / 'a'}", str(tmp_path / "b/a"), *output])
     assert size_of(tmp_path / "out.png")[0] == pytest.approx(506, abs=1)
-    with pytest.raises(SystemExit, match="two runs are called 'a'"):
+    with pytest.raises(SystemExit, match="are both called 'a'"):
         tool.main(["curves", str(tmp_path / "a"), str(tmp_path / "b/a"), *output])
     with pytest.raises(SystemExit, match="no metrics to draw"):
         tool.main(["curves", str(tmp_path / "none"), *output])
