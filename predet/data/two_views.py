@@ -42,6 +42,11 @@ class TwoViewMapper:
         self.augmentation, self.boxes = augmentation, boxes
         self.photometric = tuple(photometric)
 
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What the boxes of a run hang on besides its config: the store, if they are in one."""
+        return getattr(self.boxes, "provenance", {})
+
     def check(self, dataset: DetectionDataset) -> None:
         """Look at the images before training begins; the train loader calls it.
 

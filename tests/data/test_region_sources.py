@@ -22,6 +22,7 @@ from predet.data.pretext_mapper import PretextMapper
 from predet.data.region_search import RegionSearch
 from predet.data.sources import without_annotations
 from predet.data.stored_boxes import RegionsOfOtherImages, StoredBoxes, StoredRegions
+from predet.data.two_views import TwoViewMapper
 from predet.engine import train_net
 from predet.engine.provenance import check_same_run, run_identity
 from predet.ops.selective_search import rank, selective_search, to_rows
@@ -307,14 +308,15 @@ def test_the_control_takes_regions_of_other_images(photos, tmp_path):
         loader_of(photos.select([0]), RegionsOfOtherImages(store=alone, pick=TopK(1)))
 
 
-def test_a_run_goes_on_with_the_same_store_only(photos, tmp_path):
+@pytest.mark.parametrize("kind", [PretextMapper, TwoViewMapper])
+def test_a_run_goes_on_with_the_same_store_only(photos, tmp_path, kind):
     """Wherever it lies."""
     cfg = OmegaConf.create({"train": {"device": "cpu"}})
 
     def identity(path, **options):
         search = RegionSearch(**{**SMALL, **options})
         source = StoredRegions(store=make_store(photos, path, search), pick=TopK(5))
-        mapper = PretextMapper(augmentation=Compose(steps=[]), boxes=source)
+        mapper = kind(augmentation=Compose(steps=[]), boxes=source)
         return run_identity(cfg, photos, None, mapper)
 
     state = {**identity(tmp_path / "a"), "step": 1, "optimizer": {}}
