@@ -71,12 +71,35 @@ def test_planted_copies_are_found_and_nothing_else(scenes: Path, tmp_path: Path)
         assert found[name].correlation > 0.95
 
 
+def test_of_several_copies_the_most_alike_is_told(scenes: Path, tmp_path: Path) -> None:
+    test = load_dataset(scenes, split="test").select(range(3))
+    image = cv2.imread(test[1].path)
+    copies = {"a": jpeg(30)(image), "b": image, "c": jpeg(20)(image)}
+    (copy,) = find_copies(test, {"photos": folder_of(copies, tmp_path / "photos")}).copies
+    assert (copy.test_key, copy.key) == (test[1].key, "b.png")
+    assert copy.correlation > 0.9999
+
+
 def test_another_image_of_the_same_kind_is_no_copy(scenes: Path, tmp_path: Path) -> None:
     """A part of a test image is not the test image."""
     test = load_dataset(scenes, split="test")
     image = cv2.imread(test[0].path)
     report = find_copies(test, {"parts": folder_of({"part": image[20:, 30:]}, tmp_path / "parts")})
     assert not report.copies
+
+
+def test_the_same_hash_alone_makes_no_copy(tmp_path: Path) -> None:
+    """As photographs of one microscope: what is coarse is alike, what is fine is not."""
+    coarse = np.random.default_rng(0).normal(0, 25, (6, 6))
+    coarse = cv2.resize(coarse, (96, 96), interpolation=cv2.INTER_CUBIC)
+    fine = 60 * np.cos(2 * np.pi * 12 * (np.arange(96) + 0.5) / 96)
+    images = [np.clip(128 + coarse + sign * fine, 0, 255).astype(np.uint8) for sign in (1, -1)]
+    assert np.array_equal(*(cv2.img_hash.pHash(image) for image in images))
+    test, train = (
+        folder_of({name: image}, tmp_path / name)
+        for name, image in zip(("test", "train"), images, strict=True)
+    )
+    assert not find_copies(test, {"train": train}).copies
 
 
 def test_unreadable_and_blank_images_do_not_stop_it(scenes: Path, tmp_path: Path) -> None:
