@@ -37,9 +37,9 @@ def is_dense(name: str) -> bool:
 SMALL = {"representation_size": 32, "proposals_train": 100, "proposals_test": 100}
 
 
-def build(name: str, *, defaults: bool = False, num_classes: int = NUM_CLASSES):
+def build(name: str, *, defaults: bool = False, num_classes: int = NUM_CLASSES, **options):
     """One of ours, whose classes are not all as unlikely as those of fresh weights."""
-    options = {} if defaults or is_dense(name) else SMALL
+    options = ({} if defaults or is_dense(name) else SMALL) | options
     stages = [3, 4, 5] if is_dense(name) else [2, 3, 4, 5]
     backbone = ResNet(depth=18, weights=None, norm="gn", freeze_at=0, out_stages=stages)
     model = _KINDS[name][0](

@@ -30,13 +30,15 @@ def test_a_box_that_is_not_finite_is_named(name, parts):
 def test_a_box_without_area_is_no_target(name, parts):
     torch.manual_seed(0)
     model = parts.build(name)
-    batch = parts.make_batch()
+    masks = name == "mask_rcnn"
+    batch = parts.make_batch(masks=masks)
     torch.manual_seed(1)
     wanted = model(batch)
     batch[0] = parts.sample(
         (64, 96),
         [[4, 4, 40, 50], [9, 9, 9, 30], [30, 20, 70, 60], [2, 30, 20, 44]],
         [0, 1, 2, 1],
+        masks=masks,
     )
     torch.manual_seed(1)
     found = model(batch)
@@ -136,6 +138,54 @@ def test_mask_rcnn_can_leave_masks_out_of_detections(parts):
         assert not other["instances"].has("pred_masks")
         assert torch.equal(one["instances"].pred_boxes.tensor, other["instances"].pred_boxes.tensor)
     assert model.network.roi_heads.mask_head is not None
+
+
+@pytest.mark.parametrize("name", ["retinanet", "fcos"])
+def test_options_reach_dense_detectors(name, parts):
+    options = {"score_threshold": 0.1, "nms_threshold": 0.2, "candidates": 30}
+    network = parts.build(name, **options, detections_per_image=4).network
+    assert (network.score_thresh, network.nms_thresh) == (0.1, 0.2)
+    assert (network.topk_candidates, network.detections_per_img) == (30, 4)
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn", "mask_rcnn"])
+def test_options_reach_two_stage_detectors(name, parts):
+    model = parts.build(
+        name,
+        rpn_samples=10,
+        rpn_positive_fraction=0.2,
+        roi_samples=30,
+        roi_positive_fraction=0.4,
+        proposals_train=50,
+        proposals_test=60,
+        score_threshold=0.1,
+        nms_threshold=0.3,
+        detections_per_image=7,
+    )
+    rpn, heads = model.network.rpn, model.network.roi_heads
+    samplers = [
+        (part.fg_bg_sampler.batch_size_per_image, part.fg_bg_sampler.positive_fraction)
+        for part in (rpn, heads)
+    ]
+    assert samplers == [(10, 0.2), (30, 0.4)]
+    for mode, count in ((True, 50), (False, 60)):
+        rpn.train(mode)
+        assert rpn.pre_nms_top_n() == rpn.post_nms_top_n() == count
+    assert (heads.score_thresh, heads.nms_thresh, heads.detections_per_img) == (0.1, 0.3, 7)
+
+
+def test_masks_are_where_the_probability_reaches_the_threshold(parts):
+    model = parts.build("mask_rcnn")
+    model.mask_threshold = 0.75
+    found = {
+        "boxes": torch.tensor([[0.0, 0, 2, 2]]),
+        "scores": torch.tensor([0.5]),
+        "labels": torch.tensor([2]),
+        "masks": torch.tensor([[[[0.7, 0.75], [0.8, 0.2]]]]),
+    }
+    instances = model.instances((2, 2), found)
+    assert instances.pred_masks.tolist() == [[[False, True], [True, False]]]
+    assert instances.pred_classes.tolist() == [1]  # torchvision's 0 is the background
 
 
 def test_a_copy_of_a_compiled_detector_runs_on_its_own_weights(name, parts):
