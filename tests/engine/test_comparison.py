@@ -13,10 +13,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from comparison_job import HERE, resolver_for
 
 from predet.d2.embedded.overrides import parse_value
+from predet.data.dataset import DetectionDataset
 from predet.data.scenes import make_scenes
 from predet.engine import comparison_stages
 from predet.engine.comparison import (
@@ -33,6 +35,7 @@ from predet.engine.comparison_page import page_blocks
 from predet.engine.comparison_results import check_leakage
 from predet.engine.comparison_run import plan, plan_text, run, write_page
 from predet.engine.comparison_stages import Resolved, StageResolver
+from predet.engine.provenance import describe_dataset
 from predet.engine.stages import StageFailed
 
 CONFIG = HERE / "comparison_config.py"
@@ -217,6 +220,38 @@ def test_other_data_or_another_version_are_other_stages(
     monkeypatch.setattr(comparison_stages, "__version__", "0.0.0")
     for changed in (test, names(own)):
         assert not set(before) & set(changed)
+
+
+def test_fingerprints_tell_all_that_a_training_reads() -> None:
+    made = {
+        "name": "made",
+        "root": "made",
+        "class_names": ("a", "b"),
+        "category_ids": (1, 2),
+        "keys": ["1.png", "2.png"],
+        "image_ids": [1, 2],
+        "heights": [9, 9],
+        "widths": [9, 9],
+        "offsets": [0, 1, 2],
+        "boxes": np.float32([[0, 0, 5, 5], [1, 1, 4, 4]]),
+        "classes": [0, 1],
+        "iscrowd": [False, False],
+    }
+    changes = {
+        "class_names": ("b", "a"),
+        "keys": ["1.png", "3.png"],
+        "offsets": [0, 2, 2],
+        "boxes": np.float32([[0, 0, 5, 5], [1, 1, 4, 5]]),
+        "classes": [0, 0],
+        "iscrowd": [False, True],
+    }
+
+    def fingerprint(**change: object) -> str:
+        return describe_dataset(DetectionDataset(**{**made, **change}))["fingerprint"]
+
+    found = {fingerprint(), *(fingerprint(**{name: value}) for name, value in changes.items())}
+    assert len(found) == 1 + len(changes)
+    assert fingerprint(name="other", root="elsewhere") == fingerprint()
 
 
 def test_the_place_of_data_and_output_does_not_matter(tmp_path: Path, scenes: Path) -> None:
