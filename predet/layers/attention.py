@@ -83,10 +83,18 @@ class MultiHeadAttention(nn.Module):
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rate: float) -> Tensor:
     """`F.scaled_dot_product_attention`, whose kernels for the CPU know no dropout."""
-    if rate == 0 or not draws_cheaply(q):
+    if rate > 0 and draws_cheaply(q):
+        # As those kernels do, keep no attention weights: there are three tensors of their size.
+        return run_block(_attend_plainly, q, k, v, mask, rate, checkpointing=True)
+    if q.device.type != "cpu" or q.dtype == torch.float32:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
-    # As those kernels do, keep no attention weights: there are three tensors of their size.
-    return run_block(_attend_plainly, q, k, v, mask, rate, checkpointing=True)
+    # In 16 bits the backward kernel for the CPU takes as long as in 32, or up to six times that.
+    with torch.autocast("cpu", enabled=False):
+        mask = mask.float() if mask is not None and mask.is_floating_point() else mask
+        mixed = F.scaled_dot_product_attention(
+            q.float(), k.float(), v.float(), attn_mask=mask, dropout_p=rate
+        )
+    return mixed.to(q.dtype)
 
 
 def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rate: float) -> Tensor:

@@ -37,6 +37,25 @@ def test_self_attention_takes_the_same_path_to_the_same_result(pair):
     torch.testing.assert_close(ours(query, query.clone(), value), expected)
 
 
+@pytest.mark.parametrize("masks", ["none", "bool", "float"])
+def test_bfloat16_comes_near_to_fp32(pair, masks):
+    ours, _, query, key, value = pair
+    options = {}
+    if masks != "none":
+        options["pad_mask"] = torch.arange(7).expand(2, 7) >= 5
+        blocked = torch.arange(7).expand(5, 7) == 3
+        options["attention_mask"] = blocked if masks == "bool" else torch.randn(5, 7)
+    found, gradients = [], []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            result = ours(query, key, value, **options)
+        gradients.append(torch.autograd.grad(result.float().square().sum(), ours.in_proj_weight)[0])
+        found.append(result)
+    assert [result.dtype for result in found] == [torch.float32, torch.bfloat16]
+    torch.testing.assert_close(found[1].float(), found[0], rtol=0.02, atol=0.02)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0.05, atol=0.1)
+
+
 @pytest.mark.parametrize("kind", ["bool", "float"])
 def test_masks_equal_pytorch(pair, kind):
     ours, theirs, query, key, value = pair
