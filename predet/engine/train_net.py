@@ -23,8 +23,9 @@ from urllib.parse import urlsplit
 from omegaconf import DictConfig
 
 from predet.checkpoint import Checkpoints
-from predet.d2 import default_argument_parser, instantiate
+from predet.d2 import instantiate
 from predet.d2.embedded import comm
+from predet.d2.embedded.arguments import default_argument_parser
 from predet.d2.embedded.launch import launch
 from predet.engine.build import (
     build_evaluation,
@@ -58,7 +59,7 @@ PROCESS_TIMEOUT = datetime.timedelta(minutes=30)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry of `predet-train` and `tools/lazyconfig_train_net.py`."""
-    args = _parser().parse_args(argv)
+    args = make_parser().parse_intermixed_args(argv)
     args.command = shlex.join(["predet-train", *(sys.argv[1:] if argv is None else argv)])
     try:
         cfg = _load(args)
@@ -183,7 +184,8 @@ def _report_bad_samples(loader: Any) -> None:
             logger.warning("training data, process %d: %s", rank, missing.summary())
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Detectron2's options and predet's own; changes to the config may stand among them."""
     parser = default_argument_parser()
     parser.add_argument(
         "--list-keys", action="store_true", help="print every key that can be set, and end"

@@ -149,6 +149,15 @@ def test_keys_and_config_are_printed(tiny_config: str, capsys) -> None:
     assert "seed=9" in capsys.readouterr().out
 
 
+def test_options_and_changes_may_stand_in_any_order(tiny_config: str, capsys) -> None:
+    train_net.main(
+        ["train.seed=9", "--config-file", tiny_config, "train.max_iter=7", "--list-keys"]
+    )
+    out = capsys.readouterr().out
+    assert "train.seed = 9\n" in out
+    assert "train.max_iter = 7\n" in out
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

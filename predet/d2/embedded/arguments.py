@@ -42,9 +42,8 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
     )
     parser.add_argument(
         "opts",
-        nargs=argparse.REMAINDER,
-        default=None,
+        nargs="*",  # with parse_intermixed_args, options may stand after them
         metavar="key=value",
-        help="changes to the config; they come last",
+        help="changes to the config",
     )
     return parser
