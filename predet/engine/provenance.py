@@ -29,6 +29,8 @@ _RUN_TIME_KEYS = re.compile(
     r"|dataloader\.(test|evaluator)(\..*)?"
     r"|(.*\.)?num_workers"
 )
+# What these change is seen by the evaluation alone: the weights of a run are the same.
+_TEST_DATA = re.compile(r"data\.test(\..*)?")
 
 
 def run_identity(
@@ -129,10 +131,12 @@ def check_same_run(state: Mapping[str, Any], identity: Mapping[str, Any], where:
 
 
 def changed_keys(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """One line for each config key that differs and matters to the result."""
+    """One line for each config key that differs and matters to the weights."""
     lines = []
     for key in sorted({*then, *now}):
-        if not changes_the_result(key) or then.get(key) == now.get(key):
+        if not changes_the_result(key) or _TEST_DATA.fullmatch(key):
+            continue
+        if then.get(key) == now.get(key):
             continue
         lines.append(f"{key}: {then.get(key, 'not set')} then, {now.get(key, 'not set')} now")
     return lines

@@ -348,7 +348,7 @@ def test_another_run_is_refused(run_tiny, override: str, message: str) -> None:
 def test_reporting_may_change_on_resume(run_tiny) -> None:
     run_tiny("train.max_iter=6")
     changed = ["train.log_period=2", "train.eval_period=3", "dataloader.train.num_workers=1"]
-    run_tiny("train.max_iter=6", *changed, resume=True)
+    run_tiny("train.max_iter=6", *changed, "data.test.num_images=6", resume=True)
 
 
 def test_another_detectron2_side_is_refused(run_tiny, tmp_path) -> None:

@@ -7,11 +7,11 @@ from engine_standins import TinyDetector, TinyEvaluator, TinyLoader, TinyTestLoa
 from predet.d2 import LazyCall as L
 from predet.engine import WarmupSchedule, parameter_groups
 
-data = dict(num_classes=None, class_names=None)
+data = dict(num_classes=None, class_names=None, test=dict(num_images=5))
 model = L(TinyDetector)(num_classes="${data.num_classes}")
 dataloader = dict(
     train=L(TinyLoader)(dataset=L(tiny_dataset)(), num_workers=0, seed="${train.seed}"),
-    test=L(TinyTestLoader)(dataset=L(tiny_dataset)(num_images=5)),
+    test=L(TinyTestLoader)(dataset=L(tiny_dataset)(num_images="${data.test.num_images}")),
     evaluator=L(TinyEvaluator)(),
 )
 optimizer = L(torch.optim.AdamW)(
