@@ -7,7 +7,20 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+# What torch.load and safetensors raise over files that are truncated or something else.
+_UNREADABLE = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    LookupError,
+    RuntimeError,
+    ValueError,
+    OSError,
+    EOFError,
+)
 
 
 def read_state_dict(path: str | Path, *, instead: str = "None") -> dict[str, Tensor]:
@@ -27,16 +40,19 @@ def read_state_dict(path: str | Path, *, instead: str = "None") -> dict[str, Ten
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"backbone weights must be {instead} or a file, found none at {path}")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state: Mapping = load_file(path)
-    else:
-        try:
-            # Refuses pickles that hold anything but tensors and plain containers.
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:  # refuses pickles that hold anything but tensors and plain containers
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
-            raise ValueError(f"backbone weights {path} cannot be read: {error}") from error
+    except _UNREADABLE as error:
+        raise ValueError(
+            f"backbone weights {path} cannot be read: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(state, Mapping):
+        raise ValueError(
+            f"backbone weights {path}: expected a state dict, got {type(state).__name__}"
+        )
     for wrapper in ("state_dict", "model"):
         average = state.get("ema")
         if isinstance(state.get(wrapper), Mapping):

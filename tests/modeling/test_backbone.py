@@ -197,6 +197,15 @@ class TestWeightsThatDoNotFit:
         with pytest.raises(ValueError, match=r"layer3\.0\.conv1\.weight"):
             ResNet(depth=18, weights=str(tmp_path / "part.pth"))
 
+    @pytest.mark.parametrize("name", ["text.pth", "empty.pth", "text.safetensors", "list.pth"])
+    def test_files_of_something_else(self, tmp_path, name):
+        path = tmp_path / name
+        path.write_bytes(b"" if name == "empty.pth" else b"hello")
+        if name == "list.pth":
+            torch.save([torch.zeros(2)], path)
+        with pytest.raises(ValueError, match=rf"backbone weights \S*{name}.*(cannot|got list)"):
+            ResNet(depth=18, weights=str(path))
+
     def test_other_widths(self, published, tmp_path):
         state = torch.load(published[1])
         state["conv1.weight"] = torch.zeros(64, 1, 7, 7)
