@@ -190,7 +190,9 @@ def of_checkpoint(args: argparse.Namespace, dataset: DetectionDataset) -> Iterat
         batch_size=args.batch_size,
         num_workers=args.num_workers,
     )
-    detectors = [load_trained(cfg, read_checkpoint(file), device) for file in args.weights]
+    detectors = [
+        load_trained(cfg, read_checkpoint(file), device, source=file) for file in args.weights
+    ]
     found = []
     for file, detector in zip(args.weights, detectors, strict=True):
         found.append(boxes_of_detector(detector, loader))

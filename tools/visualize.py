@@ -87,7 +87,7 @@ def detections(args: argparse.Namespace) -> Path:
                 f"{file} was trained on {list(known)}, the one before on {list(names)}"
             )
         names = known
-        detector = load_trained(cfg, state, DEVICE)
+        detector = load_trained(cfg, state, DEVICE, source=file)
         found[heading] = _detect(detector, dataset, indices, mapper)
     return draw_detections(
         args.output,
@@ -201,7 +201,7 @@ def queries(args: argparse.Namespace) -> Path:
     checkpoints = _all_named(args.weights, default=None)
     for config, (name, file) in zip(configs, checkpoints.items(), strict=True):
         cfg = load_config(config, args.opts)
-        detector = load_trained(cfg, read_checkpoint(file), DEVICE)
+        detector = load_trained(cfg, read_checkpoint(file), DEVICE, source=file)
         found = [detector.label([sample])[0] for sample in _test_samples(args, cfg)]
         boxes[name] = np.stack([f.pred_boxes.tensor.cpu().numpy() for f in found])
         sizes = [instances.image_size for instances in found]

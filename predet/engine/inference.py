@@ -20,7 +20,9 @@ from predet.engine.distributed import seed_all
 logger = logging.getLogger(__name__)
 
 
-def load_trained(cfg: DictConfig, state: Mapping[str, Any], device: torch.device) -> nn.Module:
+def load_trained(
+    cfg: DictConfig, state: Mapping[str, Any], device: torch.device, *, source: str = ""
+) -> nn.Module:
     """The detector of `cfg.model` with the weights of a checkpoint, in evaluation mode.
 
     Of a pre-training architecture only its `detector` is returned. Averaged weights are preferred
@@ -31,12 +33,13 @@ def load_trained(cfg: DictConfig, state: Mapping[str, Any], device: torch.device
         cfg: the config that the checkpoint was trained with; not changed.
         state: what `read_checkpoint` returned.
         device: where the detector goes.
+        source: what messages call the checkpoint: its file.
 
     Raises:
         ValueError: the classes are not known, or a tensor does not fit.
     """
     model = _untrained(cfg, trained_classes(cfg, state))
-    load_detector(model, state)
+    load_detector(model, state, source=source)
     return getattr(model, "detector", model).to(device).eval()
 
 

@@ -10,7 +10,7 @@ import torch
 from predet.d2 import instantiate
 from predet.engine.config import load_config
 from predet.engine.distributed import seed_all
-from predet.engine.inference import load_method
+from predet.engine.inference import load_method, load_trained
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs/tiny/updetr.py"
 SMALL = [
@@ -45,3 +45,10 @@ def test_a_method_and_its_untrained_self_share_only_the_backbone(averaged: bool)
     for name, value in untrained.state_dict().items():
         source = weights if name.startswith("detector.backbone.") else first
         assert value.equal(source[name]), name
+
+
+def test_weights_that_do_not_fit_are_called_by_their_file() -> None:
+    cfg = load_config(CONFIG, SMALL)
+    state = {"model": {"a": torch.zeros(1)}, "provenance": {"class_names": ["object"]}}
+    with pytest.raises(ValueError, match=r"other\.pth does not fit the model"):
+        load_trained(cfg, state, torch.device("cpu"), source="other.pth")
