@@ -1,7 +1,7 @@
 """DETReg of the tiny DETR, for a CPU, nothing downloaded; as `configs/tiny/detreg.py`.
 
 Run: tools/lazyconfig_train_net.py --config-file configs/tiny/detreg_detr.py --num-gpus 0 \\
-    data.unlabeled.source=IMAGES \\
+    data.unlabeled.source=SCENES \\
     model.detector.backbone.weights=output/tiny/image_domain/checkpoints/last.pth
 Then: configs/tiny/detr.py with train.reinit=auto
     train.init_checkpoint=output/tiny/detreg_detr/checkpoints/last.pth

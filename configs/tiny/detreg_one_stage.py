@@ -3,7 +3,7 @@
 As `configs/tiny/detreg.py`, which says where the backbone comes from.
 
 Run: tools/lazyconfig_train_net.py --config-file configs/tiny/detreg_one_stage.py --num-gpus 0 \\
-    data.unlabeled.source=IMAGES \\
+    data.unlabeled.source=SCENES \\
     model.detector.backbone.weights=output/tiny/image_domain/checkpoints/last.pth
 Then: configs/tiny/deformable_detr_one_stage.py with train.reinit=auto
     train.init_checkpoint=output/tiny/detreg_one_stage/checkpoints/last.pth

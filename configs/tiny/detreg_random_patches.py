@@ -3,7 +3,7 @@
 As `configs/tiny/detreg.py`, which says where the backbone comes from.
 
 Run: tools/lazyconfig_train_net.py --num-gpus 0 \\
-    --config-file configs/tiny/detreg_random_patches.py data.unlabeled.source=IMAGES \\
+    --config-file configs/tiny/detreg_random_patches.py data.unlabeled.source=SCENES \\
     model.detector.backbone.weights=output/tiny/image_domain/checkpoints/last.pth
 """
 

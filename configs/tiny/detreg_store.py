@@ -3,9 +3,9 @@
 Boxes are those that `configs/tiny/detreg_one_stage.py` searches while training, found once for all
 runs. As `configs/tiny/detreg.py`, which says where the backbone comes from.
 
-    tools/extract_proposals.py --recipe detreg --images IMAGES --output STORE
+    tools/extract_proposals.py --recipe detreg --images SCENES --split train --output STORE
 Run: tools/lazyconfig_train_net.py --config-file configs/tiny/detreg_store.py --num-gpus 0 \\
-    data.unlabeled.source=IMAGES data.store=STORE \\
+    data.unlabeled.source=SCENES data.store=STORE \\
     model.detector.backbone.weights=output/tiny/image_domain/checkpoints/last.pth
 """
 
