@@ -15,19 +15,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from predet.checkpoint import read_checkpoint, save_checkpoint
 from predet.checkpoint.published import from_published
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--input", type=Path, required=True, help="the published file")
-    parser.add_argument("--output", type=Path, required=True, help="checkpoint to write (.pth)")
-    args = parser.parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
     if args.output.exists():
         sys.exit(f"{args.output} exists already; remove it or choose another --output")
     try:
@@ -42,6 +38,15 @@ def main() -> None:
     print(f"{found.layout}: {len(found.weights)} tensors, {classes} -> {args.output}")
     if found.left_out:
         print(f"left out ({len(found.left_out)}): {', '.join(found.left_out)}")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--input", type=Path, required=True, help="the published file")
+    parser.add_argument("--output", type=Path, required=True, help="checkpoint to write (.pth)")
+    return parser
 
 
 if __name__ == "__main__":

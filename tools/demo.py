@@ -24,15 +24,7 @@ SCENES = ("--num-classes", "3", "--clutter", "0.5")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", default="output/demo", help="(default: %(default)s)")
-    parser.add_argument("--num-gpus", default="1", help="0: the CPU (default: 1, if there is one)")
-    parser.add_argument("--jobs", default=str(min(2, os.cpu_count() or 1)), help="(default: cores)")
-    parser.add_argument("--seed", default="0", help="of the scenes (default: 0)")
-    parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to the comparison")
-    args = parser.parse_args()
+    args = make_parser().parse_intermixed_args()
     scenes = Path(args.output) / "scenes"
     splits = [f"--split={name}={count}" for name, count in SPLITS.items()]
     if not (scenes / "annotations" / "instances_test.json").exists():  # the last to be written
@@ -81,6 +73,20 @@ def summary(found: dict[str, Any]) -> str:
     lines += [f"  {stage['stage']:<44}{stage['seconds']:>6.0f} s" for stage in found["stages"]]
     lines += ["", *(verdict["sentence"] for verdict in found["verdicts"]), "", "to look at"]
     return "\n".join(lines)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", default="output/demo", help="(default: %(default)s)")
+    parser.add_argument("--num-gpus", default="1", help="0: the CPU (default: 1, if there is one)")
+    parser.add_argument(
+        "--jobs", default=str(min(2, os.cpu_count() or 1)), help="at once (default: %(default)s)"
+    )
+    parser.add_argument("--seed", default="0", help="of the scenes (default: 0)")
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="changes to the comparison")
+    return parser
 
 
 def run(tool: str, *arguments: object) -> None:

@@ -16,6 +16,26 @@ from predet.data.scenes import make_scenes
 
 
 def main(argv: list[str] | None = None) -> None:
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    for split, count in arguments.split or [(None, arguments.num_images)]:
+        try:
+            path = make_scenes(
+                arguments.output,
+                num_images=count,
+                image_size=arguments.image_size,
+                num_classes=arguments.num_classes,
+                seed=arguments.seed,
+                split=split,
+                max_objects=arguments.max_objects,
+                clutter=arguments.clutter,
+            )
+        except ValueError as error:
+            parser.error(str(error))
+        print(f"{path}: {count} images")
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -37,22 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         "--clutter", type=float, default=1.0, help="amount of non-objects (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    arguments = parser.parse_args(argv)
-    for split, count in arguments.split or [(None, arguments.num_images)]:
-        try:
-            path = make_scenes(
-                arguments.output,
-                num_images=count,
-                image_size=arguments.image_size,
-                num_classes=arguments.num_classes,
-                seed=arguments.seed,
-                split=split,
-                max_objects=arguments.max_objects,
-                clutter=arguments.clutter,
-            )
-        except ValueError as error:
-            parser.error(str(error))
-        print(f"{path}: {count} images")
+    return parser
 
 
 def _parse_split(text: str) -> tuple[str, int]:
