@@ -77,6 +77,17 @@ def test_the_nearest_pairs_are_those_of_loops():
     assert len(set(matches.first[0].tolist())) == 20
 
 
+def test_near_is_told_in_sides_of_the_larger_cell():
+    """Cells of 8 pixels of the image among cells of 32: those that are 6 pixels off are near."""
+    views = [
+        EncodedView((), torch.tensor([[[scale, 0, 0], [0, scale, 0]]]), (SIZE, SIZE))
+        for scale in (1.0, 0.25)
+    ]
+    matches = match_cells(*views, (GRID, GRID), num_cells=GRID**2, max_distance=0.3)
+    assert int(matches.near.sum()) == 4 * 4  # around the centre of each of four large cells
+    assert matches.second[matches.near].unique().tolist() == [0, 1, GRID, GRID + 1]
+
+
 def differences(max_distance: float, wrong: bool = False) -> tuple[float, float]:
     """Mean difference in colour of matched cells, and of cells matched by chance."""
     make, rng = RandomView(size=SIZE, area=(0.3, 0.9)), np.random.default_rng(2)
