@@ -124,12 +124,6 @@ class BoxStoreWriter:
         """Numbers of the shards that have no file yet."""
         return [shard for shard in range(self.num_shards) if not self._file(shard).exists()]
 
-    def done_keys(self) -> set[str]:
-        """Keys of the images whose shard is there (images that were skipped included)."""
-        missing = set(self.missing_shards())
-        done = (shard for shard in range(self.num_shards) if shard not in missing)
-        return {key for shard in done for key in self.shard_keys(shard)}
-
     def shard_slice(self, shard: int) -> slice:
         """Which part of `keys` a shard holds."""
         size = self.meta["shard_size"]

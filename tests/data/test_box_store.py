@@ -120,7 +120,6 @@ def test_skipped_images_have_no_row_and_say_why(tmp_path: Path) -> None:
     writer = BoxStoreWriter(tmp_path / "store", info=INFO, keys=keys, shard_size=3)
     writer.write_shard(0, [make_row(0), make_row(2)], skipped={keys[1]: "truncated"})
     writer.write_shard(1, [make_row(n) for n in (3, 4, 5)])
-    assert writer.done_keys() == set(keys)
     store = writer.finish()
     assert store.skipped == {keys[1]: "truncated"}
     assert store.meta["counts"]["skipped"] == 1
@@ -278,7 +277,7 @@ BOX = [[0.0, 0.0, 5.0, 5.0]]
 def test_bad_rows_are_refused_and_nothing_is_written(
     tmp_path: Path, row: BoxRow, message: str
 ) -> None:
-    writer = BoxStoreWriter(tmp_path / "store", info=INFO, keys=[key_of(1)])
+    writer = BoxStoreWriter(tmp_path / "store", info=INFO, keys=["a"])
     with pytest.raises(ValueError, match=message):
         writer.write_shard(0, [row])
     assert writer.missing_shards() == [0]
