@@ -187,8 +187,7 @@ def filter_store(
         for key in writer.shard_keys(shard):
             if key in skipped:
                 continue
-            row = store[key]
-            row = take_boxes(row, np.flatnonzero(row.scores >= 0))
+            row = without_levels(store[key])
             rows.append(take_boxes(row, keep(row)))
             before, after = before + len(row.boxes), after + len(rows[-1].boxes)
         gone = {key: skipped[key] for key in writer.shard_keys(shard) if key in skipped}
@@ -210,6 +209,11 @@ def take_boxes(row: BoxRow, positions: np.ndarray) -> BoxRow:
     return row._replace(
         boxes=row.boxes[positions], scores=row.scores[positions], classes=row.classes[positions]
     )
+
+
+def without_levels(row: BoxRow) -> BoxRow:
+    """The row's boxes, each once: what scores below 0 only tells levels of Selective Search."""
+    return take_boxes(row, np.flatnonzero(row.scores >= 0))
 
 
 def described(part: Any) -> Any:

@@ -23,7 +23,7 @@ import numpy as np
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 
-from predet.data.box_filters import take_boxes
+from predet.data.box_filters import without_levels
 from predet.data.box_store import BoxRow, BoxStore
 from predet.data.box_store_writer import BoxStoreWriter, StoreInfo
 from predet.data.dataset import DetectionDataset
@@ -193,8 +193,7 @@ class _Job:
 
     def row(self, key: str) -> BoxRow:
         """The image's boxes that are some."""
-        row = self.store[key]
-        return take_boxes(row, np.flatnonzero(row.scores >= 0))
+        return without_levels(self.store[key])
 
     def features(self, row: BoxRow) -> np.ndarray:
         """(N, F) of a row's boxes."""

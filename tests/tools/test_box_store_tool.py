@@ -9,7 +9,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from predet.data.box_store import BoxStore
+from predet.data.box_store import BoxRow, BoxStore
+from predet.data.box_store_writer import BoxStoreWriter, StoreInfo
 from predet.data.formats import load_dataset
 from predet.data.scenes import make_scenes
 
@@ -41,6 +42,29 @@ def test_import_show_and_export(
         assert row.key == other.key
         assert row.boxes.tolist() == other.boxes.tolist()
         assert row.classes.tolist() == other.classes.tolist()
+
+
+def test_what_tells_levels_of_selective_search_is_no_box(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    boxes = np.float32([[0, 0, 9, 9], [2, 2, 8, 8], [2, 2, 8, 8], [0, 0, 9, 9], [2, 2, 8, 8]])
+    row = BoxRow("a.png", 10, 10, boxes, np.float32([1, 0.5, -3, -2, -1]), np.zeros(5, int))
+    info = StoreInfo(method="selective_search-fast")
+    writer = BoxStoreWriter(tmp_path / "store", info=info, keys=["a.png"])
+    writer.write_shard(0, [row])
+    writer.finish()
+    tool.main(["show", str(tmp_path / "store")])
+    shown = capsys.readouterr().out
+    assert "1 images, 2 boxes (besides what tells levels" in shown
+    assert "0.500, 0.625, 0.750, 0.875, 1.000 (least" in shown
+    tool.main(["show", str(tmp_path / "store"), "--key", "a.png"])
+    assert "10 x 10 pixels, 2 boxes" in capsys.readouterr().out
+    tool.main(["export", str(tmp_path / "store"), "--output", str(tmp_path / "boxes.json")])
+    written = json.loads((tmp_path / "boxes.json").read_text())["annotations"]
+    assert [(one["bbox"], one["score"]) for one in written] == [
+        ([0, 0, 9, 9], 1),
+        ([2, 2, 6, 6], 0.5),
+    ]
 
 
 def test_errors_are_one_line(tool: ModuleType, tmp_path: Path) -> None:
