@@ -26,6 +26,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from predet.engine.comparison import as_text
 from predet.engine.log import setup_logging
 from predet.engine.stages import Stage, StageFailed, StageRecord, run_stages
 
@@ -42,8 +43,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         records = run_stages(chain(args), output / "stages")
     except (ValueError, StageFailed) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command goes on from here")
     text = summary(args.rounds, records, output)
-    (output / "summary.txt").write_text(text)
+    (output / "summary.txt").write_text(text, encoding="utf-8")
     print(text)
 
 
@@ -130,10 +133,14 @@ def train(
     *needs: str,
 ) -> Stage:
     """A training command that goes on where it stopped. Keys without a value are left alone."""
-    overrides = [f"{key}={value}" for key, value in keys.items() if value is not None]
+    overrides = [
+        f"{key}={value if isinstance(value, int) else as_text(str(value))}"
+        for key, value in {**keys, "train.output_dir": output}.items()
+        if value is not None
+    ]
     command = tool(
         *("lazyconfig_train_net.py", "--config-file", config, "--num-gpus", args.num_gpus),
-        *("--resume", *overrides, f"train.output_dir={output}", *more),
+        *("--resume", *overrides, *more),
     )
     return Stage(output.name, command, output / "results.json", needs)
 

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+from predet.d2.embedded.overrides import parse_override
 from predet.engine.stages import StageRecord
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/self_train.py"
@@ -27,6 +28,29 @@ def test_one_round_is_the_papers_chain(tool: ModuleType) -> None:
     assert found["pseudo_labels"][1] == ("teacher",)
     assert "data.store=out/pseudo_labels" in found["pretrain"][0]
     assert "train.init_checkpoint=out/pretrain/checkpoints/last.pth" in found["finetune"][0]
+
+
+def test_folders_may_have_any_name(tool: ModuleType) -> None:
+    names = {
+        "--labeled": "few, good",
+        "--test": "[held] out's",
+        "--unlabeled": "2024",
+        "--output": "my out",
+    }
+    found = stages(tool, *(f"{option}={name}" for option, name in names.items()))
+    told = dict(
+        parse_override(part)
+        for stage in ("pretrain", "finetune")
+        for part in found[stage][0]
+        if part.startswith(("data.", "train."))
+    )
+    assert told["data.train.source"] == "few, good"
+    assert told["data.test.source"] == "[held] out's"
+    assert told["data.unlabeled.source"] == "2024"
+    assert told["data.store"] == "my out/pseudo_labels"
+    assert told["data.train.seed"] == 0
+    assert told["train.init_checkpoint"] == "my out/pretrain/checkpoints/last.pth"
+    assert told["train.output_dir"] == "my out/finetune"
 
 
 def test_in_further_rounds_the_student_labels_and_nothing_else_is_handed_on(
