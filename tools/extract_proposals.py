@@ -35,6 +35,7 @@ import multiprocessing
 import os
 import shlex
 import sys
+import threading
 import time
 import zlib
 from collections import deque
@@ -263,6 +264,15 @@ def prepare_worker() -> None:
     """One thread in each process: there are enough images for all cores."""
     cv2.setNumThreads(1)
     setup_logging()
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """A worker whose main process was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def search_one(proposals: Proposals | EdgeProposals, key: str, path: str) -> Answer:

@@ -118,11 +118,14 @@ def test_a_killed_job_goes_on_and_ends_the_same(tool, folder, tmp_path) -> None:
 def test_a_job_killed_without_warning_goes_on(tool, folder, tmp_path) -> None:
     command = [sys.executable, str(TOOL), "--images", str(folder), "--workers", "2"]
     command += ["--mode", "quality", "--shard-size", "1", "--output"]
-    job = subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
+    job = subprocess.Popen(
+        [*command, str(tmp_path / "killed")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     while job.poll() is None and not list((tmp_path / "killed").glob("*.parquet")):
         time.sleep(0.01)
     job.kill()
-    assert job.wait() == -signal.SIGKILL
+    job.communicate(timeout=60)  # ends when no worker holds the other side any more
+    assert job.returncode == -signal.SIGKILL
     done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*.parquet")}
     assert 0 < len(done) < 4
     for name in ("killed", "whole"):
