@@ -39,9 +39,7 @@ class CurveLine(NamedTuple):
     dashed: bool = False
 
 
-def interval_chart(
-    rows: Sequence[IntervalRow], *, title: str, zero: bool = False, unit: str = "AP"
-) -> str:
+def interval_chart(rows: Sequence[IntervalRow], *, title: str, zero: bool = False) -> str:
     """Rows of a mean with one or two intervals and the values that it is the mean of.
 
     Args:
@@ -56,14 +54,12 @@ def interval_chart(
         parts.append(f'<line class="zero" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{height - 28}"/>')
     for index, row in enumerate(rows):
         parts.append(_interval_row(row, scale, ROW * index + 6))
-    parts.append(_text(WIDTH - MARGIN, height - 2, unit, "end", "axis"))
+    parts.append(_text(WIDTH - MARGIN, height - 2, "AP", "end", "axis"))
     return _svg(parts, height, title)
 
 
-def curve_chart(
-    lines: Sequence[CurveLine], *, title: str, x_label: str = "updates", y_label: str = "AP"
-) -> str:
-    """Curves with a band between the lowest and the highest value; the legend stands below."""
+def curve_chart(lines: Sequence[CurveLine], *, title: str) -> str:
+    """AP over updates: curves with a band from lowest to highest value; the legend stands below."""
     xs = [point[0] for line in lines for point in line.points]
     ys = [value for line in lines for point in line.points for value in point[1:]]
     top, bottom, left = 18, 210, 34
@@ -79,8 +75,8 @@ def curve_chart(
     for tick in x_scale.ticks:
         anchor = "end" if tick == x_scale.ticks[-1] else "middle"
         parts.append(_text(x_scale(tick), bottom + 15, _number(tick), anchor, "axis"))
-    parts.append(_text(left, 11, y_label, "start", "axis"))
-    parts.append(_text(WIDTH - MARGIN, bottom + 30, x_label, "end", "axis"))
+    parts.append(_text(left, 11, "AP", "start", "axis"))
+    parts.append(_text(WIDTH - MARGIN, bottom + 30, "updates", "end", "axis"))
     parts += [_band(line, x_scale, y_scale) for line in lines]
     parts += [_curve(line, x_scale, y_scale) for line in lines]
     height = bottom + 44
