@@ -44,7 +44,7 @@ def save_resolved(cfg: DictConfig, path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(render(cfg))
+    temporary.write_text(render(cfg), encoding="utf-8")
     os.replace(temporary, path)
 
 
