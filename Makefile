@@ -45,4 +45,4 @@ sanitize: setup
 	$(BIN)/python tests/sanitize.py
 
 clean:
-	rm -rf $(VENV) build dist output *.egg-info predet/*.so
+	rm -rf $(VENV) build dist output/demo *.egg-info predet/*.so

@@ -24,7 +24,8 @@ class TrainSettings:
         reinit: dotted names that keep their fresh values when `init_checkpoint` is loaded, or
             "auto": the class head, if it does not know the classes of the data in their order.
         seed: every random number of step s on rank r comes from (seed, s, r).
-        device: "cuda" (falls back to "cpu", said in the log) or "cpu".
+        device: "cuda" (falls back to "cpu", said in the log) or "cpu"; which GPUs there are to
+            use is said by CUDA_VISIBLE_DEVICES.
         precision: "fp32"; "bf16" or "fp16" by autocast (fp16 with a gradient scaler).
         accumulation_steps: parts into which the loader divides the batch of an optimiser step, to
             save memory; the gradient is that of the whole batch.
@@ -71,6 +72,8 @@ class TrainSettings:
             self._check_int(name, least=0)
         for name in ("output_dir", "init_checkpoint", "device"):
             self._check(name, isinstance(getattr(self, name), str), "a text")
+        which = "cuda or cpu; CUDA_VISIBLE_DEVICES says which GPU"
+        self._check("device", ":" not in self.device, which)
         for name in ("compile", "channels_last", "find_unused_parameters"):
             self._check(name, isinstance(getattr(self, name), bool), "True or False")
         self._check("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")

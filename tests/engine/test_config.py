@@ -180,6 +180,7 @@ def test_all_keys_are_listed(tiny_config: str) -> None:
         ("compile", "yes", "True or False"),
         ("reinit", "class_head", "a list of names or 'auto'"),
         ("seed", -1, ">= 0"),
+        ("device", "cuda:1", "CUDA_VISIBLE_DEVICES says which GPU, got 'cuda:1'"),
     ],
 )
 def test_settings_are_checked(key: str, value, message: str) -> None:
