@@ -138,8 +138,10 @@ def test_prototypes_are_frozen_at_first() -> None:
     assert min(moved[2:]) > 1e-4
 
 
-def test_the_queue_holds_the_last_embeddings_and_takes_part_when_full() -> None:
-    method = make_swav(queue_length=7, queue_start=2)
+@pytest.mark.parametrize("length", [7, 6])
+def test_the_queue_holds_the_last_embeddings_and_takes_part_when_full(length: int) -> None:
+    """Three embeddings a pass: 7 fill up after the first pass that may use them, 6 just before."""
+    method = make_swav(queue_length=length, queue_start=2)
     twin = make_swav()
     kept: list[torch.Tensor] = []
     for number in range(4):
@@ -151,12 +153,12 @@ def test_the_queue_holds_the_last_embeddings_and_takes_part_when_full() -> None:
             embedded = method.projection_head(pooled.flatten(0, 1)).view(3, 4, 16)
             embedded = F.normalize(embedded, dim=-1)
             weight = F.normalize(method.prototypes.weight, dim=1)
-            usable = 3 * number >= 7 and number >= 2
+            usable = 3 * number >= length and number >= 2
             codes = []
             for view in (0, 1):
                 scores = embedded[:, view] @ weight.T
                 if usable:
-                    earlier = torch.cat([part[:, view] for part in reversed(kept)])[:7]
+                    earlier = torch.cat([part[:, view] for part in reversed(kept)])[:length]
                     scores = torch.cat([scores, earlier @ weight.T])
                 codes.append(sinkhorn(scores, epsilon=0.05, iterations=3)[:3])
             expected = swapped_prediction(
@@ -167,8 +169,8 @@ def test_the_queue_holds_the_last_embeddings_and_takes_part_when_full() -> None:
         torch.testing.assert_close(found.detach(), expected, rtol=1e-4, atol=1e-5)
         without = twin(batch)["loss_swav"]
         assert (abs(found - without) > 1e-4) == usable
-        assert int(method.queued) == min(7, 3 * (number + 1))
-    newest = torch.cat([part[:, 1] for part in reversed(kept)])[:7]
+        assert int(method.queued) == min(length, 3 * (number + 1))
+    newest = torch.cat([part[:, 1] for part in reversed(kept)])[:length]
     torch.testing.assert_close(method.queue[1], newest)
 
 
