@@ -13,16 +13,7 @@ from .common.compare_align_det import boxes, comparison, given, stages_with, upd
 from .common.compare_align_det import three_arms as arms
 from .common.compare_align_det import three_controls as controls
 from .common.compare_align_det import three_titles as titles
-from .common.comparison import (
-    BF16,
-    CROPS_128,
-    SHORT_SIDES_128,
-    SIZES_128,
-    TEST_128,
-    TRAIN,
-    budgets_of,
-    data,
-)
+from .common.comparison import BF16, TRAIN, budgets_of, data, short_sides_at, sizes_at
 
 comparison.title = "AlignDet on blood cells"
 data.train.source = "datasets/bccd"
@@ -31,12 +22,13 @@ data.unlabeled.split = "trainval"
 updates.backbone = 120
 updates.pretrain = updates.finetune = 150
 
+_sizes, _crops, _test = sizes_at(128)
 stages = stages_with(
-    training={**BF16, **SIZES_128, **CROPS_128},
-    evaluation=TEST_128,
+    training={**BF16, **_sizes, **_crops},
+    evaluation=_test,
     views={
         **BF16,
-        f"{TRAIN}.steps.0.short_sides": SHORT_SIDES_128,
+        f"{TRAIN}.steps.0.short_sides": short_sides_at(128),
         f"{TRAIN}.steps.0.max_size": 224,
     },
     backbone=BF16,

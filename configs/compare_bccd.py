@@ -18,13 +18,14 @@ from .common.compare_self_training import (
     titles,
     updates,
 )
-from .common.comparison import BF16, CROPS_128, SIZES_128, TEST_128, budgets_of, data
+from .common.comparison import BF16, budgets_of, data, sizes_at
 
 comparison.title = "Self-training on blood cells"
 data.train.source = "datasets/bccd"
 data.unlabeled.split = "trainval"
 
-stages = stages_with(training={**BF16, **SIZES_128, **CROPS_128}, evaluation=TEST_128)
+_sizes, _crops, _test = sizes_at(128)
+stages = stages_with(training={**BF16, **_sizes, **_crops}, evaluation=_test)
 
 # Seconds of one core: an update with its share of evaluation, a run for boxes; AMD EPYC.
 timing = dict(deformable_detr=0.45, selftrain=0.4, image_domain=0.6, pseudo_labels=40.0)

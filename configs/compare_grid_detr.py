@@ -6,6 +6,7 @@
         --num-gpus 0 --output output/compare_grid_detr data.train.source=datasets/scenes
 
 `configs/common/compare_grid.py` says what the arms are. Its 25 queries bound the number of boxes.
+For a GPU: at the lengths of the CPU budget DETR has not begun to learn (`compare_methods.py`).
 """
 
 from .common.compare_grid import comparison, controls_of, grid, lengths

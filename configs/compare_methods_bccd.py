@@ -4,7 +4,7 @@
         --num-gpus 0 --output output/compare_methods_bccd data.train.source=BCCD
 
 BCCD in PASCAL VOC layout: 20 images of `train` are drawn anew for each seed, all of `trainval` are
-unlabelled images, AP is that of `test`. Tiny detectors with a ResNet-18 and GroupNorm, 128 pixels;
+unlabelled images, AP is that of `test`. Tiny detectors with a ResNet-18 and GroupNorm, 64 pixels;
 nothing is downloaded. `configs/compare_methods_scenes.py` says what is asked.
 """
 
@@ -13,20 +13,16 @@ from .common.compare_methods import (
     budgets,
     comparison,
     controls,
-    stages_with,
+    stages_at,
     timing,
     titles,
     updates,
 )
-from .common.comparison import BF16, CROPS_128, SIZES_128, TEST_128, data
+from .common.comparison import data
 
 comparison.title = "Pre-training methods on blood cells"
 comparison.labels = [20]
 data.train.source = "datasets/bccd"
 data.unlabeled.split = "trainval"
 
-stages = stages_with(
-    training={**BF16, **SIZES_128},
-    evaluation={**CROPS_128, **TEST_128},
-    pretraining=CROPS_128,
-)
+stages = stages_at(64)

@@ -6,7 +6,7 @@
         --num-gpus 0 --output output/compare_methods_scenes data.train.source=datasets/scenes
 
 Labelled scenes are drawn anew for each seed, all 1200 are unlabelled images. Tiny detectors with a
-ResNet-18 and GroupNorm, 128 pixels; nothing is downloaded. Do gains of unsupervised pre-training
+ResNet-18 and GroupNorm, 64 pixels; nothing is downloaded. Do gains of unsupervised pre-training
 shrink on stronger detectors, and those of self-training stay (arXiv 2308.01300)?
 """
 
@@ -15,12 +15,12 @@ from .common.compare_methods import (
     budgets,
     comparison,
     controls,
-    stages_with,
+    stages_at,
     timing,
     titles,
     updates,
 )
-from .common.comparison import BF16, data
+from .common.comparison import data
 
 comparison.title = "Pre-training methods on scenes"
-stages = stages_with(training=BF16)
+stages = stages_at(64)

@@ -7,7 +7,8 @@
 
 Frozen backbone with and without reconstruction and neither (Table 5), one patch and several (Table
 6), shuffling (appendix A.3), the attention mask, what is masked (the paper masks patches, its code
-queries), and matching within groups. The backbone is that of image-domain pre-training.
+queries), and matching within groups. The backbone is that of image-domain pre-training. For a GPU:
+at the lengths of the CPU budget DETR has not begun to learn (`configs/common/compare_methods.py`).
 """
 
 from predet.d2 import LazyCall as L

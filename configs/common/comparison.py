@@ -11,11 +11,21 @@ BF16 = {"train.precision": "bf16"}
 
 TRAIN, TEST = "dataloader.train.mapper.augmentation", "dataloader.test.mapper.augmentation"
 
-# Photographs of 4:3 at 128 pixels: sizes of training images, of the crops among them, of testing.
-SHORT_SIDES_128 = [112, 120, 128, 136, 144]
-SIZES_128 = {f"{TRAIN}.short_sides": SHORT_SIDES_128, f"{TRAIN}.max_size": 224}
-CROPS_128 = {f"{TRAIN}.crop_short_sides": [128, 144, 160], f"{TRAIN}.crop_size": [80, 128]}
-TEST_128 = {f"{TEST}.short_sides": [128], f"{TEST}.max_size": 224}
+
+def short_sides_at(side: int) -> list[int]:
+    """Short sides of training images: `side` pixels in the middle, an eighth more or less."""
+    return [side * sixteenths // 16 for sixteenths in (14, 15, 16, 17, 18)]
+
+
+def sizes_at(side: int) -> tuple[dict, dict, dict]:
+    """Keys of training images, of the crops among them, and of test images up to 16:9."""
+    longest = side * 7 // 4
+    training = {f"{TRAIN}.short_sides": short_sides_at(side), f"{TRAIN}.max_size": longest}
+    crops = {
+        f"{TRAIN}.crop_short_sides": [side, side * 9 // 8, side * 5 // 4],
+        f"{TRAIN}.crop_size": [side * 5 // 8, side],
+    }
+    return training, crops, {f"{TEST}.short_sides": [side], f"{TEST}.max_size": longest}
 
 
 def placed(keys: dict | None) -> tuple[dict, dict]:
