@@ -25,7 +25,7 @@ SCENES = ("--num-classes", "3", "--clutter", "0.5")
 
 def main() -> None:
     args = make_parser().parse_intermixed_args()
-    scenes = Path(args.output) / "scenes"
+    scenes = Path(args.output) / f"scenes_{args.seed}"
     splits = [f"--split={name}={count}" for name, count in SPLITS.items()]
     if not (scenes / "annotations" / "instances_test.json").exists():  # the last to be written
         run("make_scenes.py", scenes, *SCENES, *splits, "--seed", args.seed)
