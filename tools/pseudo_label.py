@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, least in (("batch_size", 1), ("keep", 0), ("top_k", 0), ("num_workers", 0)):
         if getattr(args, name) < least:
             parser.error(f"--{name.replace('_', '-')} must be at least {least}")
-    if args.keep and not 0 < args.top_k <= args.keep:
+    if args.keep and args.top_k > args.keep:
         parser.error(f"--top-k {args.top_k} needs more boxes than --keep {args.keep} stores")
     if args.nms_iou is not None and not 0 < args.nms_iou <= 1:
         parser.error(f"--nms-iou must be in (0, 1] or 'off', got {args.nms_iou}")
@@ -108,7 +108,8 @@ def run(args: argparse.Namespace) -> None:
     )
     own = missing[comm.get_rank() :: comm.get_world_size()]
     if own:
-        detector = load_trained(cfg, state, choose_device("cuda", args.num_gpus))
+        device = choose_device("cuda", args.num_gpus)
+        detector = load_trained(cfg, state, device, source=args.weights)
         progress = label_shards(
             detector,
             dataset,

@@ -158,6 +158,8 @@ def test_run_again_it_only_changes_the_default_choice(
     by_hand = pseudo_labelled(dataset, store=whole, top_k=7, score_threshold=0.2)
     np.testing.assert_array_equal(chosen.boxes, by_hand.boxes)
     assert np.diff(chosen.offsets).max() == 7
+    tool.main(arguments(place, tmp_path / "store", "--top-k=0"))
+    assert BoxStore(tmp_path / "store").meta["selection"]["top_k"] is None
 
 
 def test_duplicate_removal_can_be_off_and_all_boxes_kept(
