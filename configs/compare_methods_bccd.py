@@ -25,4 +25,4 @@ comparison.labels = [20]
 data.train.source = "datasets/bccd"
 data.unlabeled.split = "trainval"
 
-stages = stages_at(64)
+stages = stages_at(64, most_boxes=30)

@@ -23,4 +23,4 @@ from .common.compare_methods import (
 from .common.comparison import data
 
 comparison.title = "Pre-training methods on scenes"
-stages = stages_at(64)
+stages = stages_at(64, most_boxes=10)

@@ -4,7 +4,8 @@ Is the papers' trend there: unsupervised pre-training gains less, the stronger t
 self-training keeps its gain? Every arm has the same backbone, from image-domain pre-training on the
 unlabelled images, and on one detector the same number of updates. DETR needs ten times as many, so
 images are small and its map has a stride of 8, not 32: at 128 pixels, where an update takes three
-times as long, it has learned nothing after 800 (AP50 0.2, 100 labelled scenes).
+times as long, it has learned nothing after 800 (AP50 0.2, 100 labelled scenes). The finest map of
+the deformable detectors has a stride of 4: two-stage ones choose their queries from its places.
 
 A recipe imports the sections, has `data` of its own, and makes `stages` by `stages_at(...)`.
 """
@@ -18,9 +19,9 @@ comparison = dict(title="Pre-training methods", labels=[100], seeds=3, matters=1
 # Of every detector: before the labels (pre-training), on the labels (fine-tuning).
 updates = dict(
     backbone=150,
-    detr=dict(pretrain=1200, finetune=2400),
-    deformable=dict(pretrain=300, finetune=500),
-    h_deformable=dict(pretrain=200, finetune=300),
+    detr=dict(pretrain=1200, finetune=2200),
+    deformable=dict(pretrain=200, finetune=400),
+    h_deformable=dict(pretrain=150, finetune=300),
 )
 
 # Detector -> its training config; those of UP-DETR, DETReg and self-training.
@@ -44,9 +45,23 @@ NAMES = dict(detr="DETR", deformable="Deformable DETR", h_deformable="H-Deformab
 TITLES = dict(updetr="UP-DETR", detreg="DETReg", self_training="self-training")
 
 
-def stages_at(side: int) -> dict:
-    """All stages, on images whose shorter side has so many pixels."""
+def stages_at(side: int, most_boxes: int) -> dict:
+    """All stages.
+
+    Args:
+        side: pixels of an image's shorter side.
+        most_boxes: of a labelled image; H-Deformable DETR has six further queries for each.
+    """
     sizes, crops, test = sizes_at(side)
+    of_detector = dict(
+        # UP-DETR's transformer is pre-norm, and so is that of whatever it is compared with.
+        detr={"backbone.out_stages": [3], "transformer.pre_norm": True},
+        deformable={"backbone.out_stages": [2, 3, 4, 5]},
+        h_deformable={
+            "backbone.out_stages": [2, 3, 4, 5],
+            "queries.num_one_to_many": 6 * most_boxes,
+        },
+    )
     made = dict(
         backbone=L(Training)(
             config="configs/tiny/image_domain.py",
@@ -56,11 +71,7 @@ def stages_at(side: int) -> dict:
         )
     )
     for detector, configs in DETECTORS.items():
-        keys = {"backbone.weights": "stage:backbone"}
-        if detector == "detr":
-            # UP-DETR's transformer is pre-norm, and so is that of whatever it is compared with.
-            keys |= {"backbone.out_stages": [3], "transformer.pre_norm": True}
-        own, inner = placed(keys)
+        own, inner = placed({"backbone.weights": "stage:backbone", **of_detector[detector]})
         made[f"{detector}_finetune"] = L(Training)(
             config=f"configs/tiny/{configs[0]}.py",
             on="train",
@@ -113,14 +124,14 @@ timing = dict(
     updetr=0.09,
     detreg_detr=0.26,
     selftrain_detr=0.12,
-    deformable_detr_one_stage=0.25,
-    updetr_deformable=0.15,
-    detreg_one_stage=0.28,
-    selftrain_one_stage=0.22,
-    h_deformable_detr=0.32,
-    updetr_h_deformable=0.2,
-    detreg_h_deformable=0.33,
-    selftrain_h_deformable=0.27,
+    deformable_detr_one_stage=0.33,
+    updetr_deformable=0.22,
+    detreg_one_stage=0.36,
+    selftrain_one_stage=0.3,
+    h_deformable_detr=0.39,
+    updetr_h_deformable=0.27,
+    detreg_h_deformable=0.46,
+    selftrain_h_deformable=0.37,
     pseudo_labels=40.0,
 )
 
