@@ -7,23 +7,18 @@ them become targets is chosen when the store is read (`predet.data.pseudo_labels
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import cv2
-import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 from torchvision.ops import nms
 
 from predet.data.box_store import BoxRow
 from predet.data.box_store_writer import BoxStoreWriter
-from predet.data.dataset import DetectionDataset, Record
+from predet.data.dataset import DetectionDataset
 from predet.data.images import BadSampleError
-from predet.data.sampling import test_rng
-
-Mapper = Callable[[Record, np.random.Generator], dict[str, Any]]
+from predet.data.workers import Mapper, TestSamples, end_at_exit, start_reading
 
 
 @torch.no_grad()
@@ -108,23 +103,20 @@ def label_shards(
         BadSampleError: policy "error", and an image cannot be read.
     """
     plan = _plan(writer, shards, batch_size)
-    loader = DataLoader(
-        _Images(dataset, mapper),
-        batch_sampler=[batch.indices for batch in plan],
-        num_workers=num_workers,
-        collate_fn=list,
-        worker_init_fn=_one_thread,
-        generator=torch.Generator(),  # without it, one number of the global generator is used up
+    samples = TestSamples(dataset, mapper, range(len(dataset)), on_bad_sample)
+    indices = [batch.indices for batch in plan]
+    batches = (
+        loaded for loaded in start_reading(samples, dataset, num_workers, batch_sampler=indices)
     )
+    end_at_exit(batches)
     rows: list[BoxRow] = []
     skipped: dict[str, str] = {}
-    for batch, loaded in zip(plan, loader, strict=True):
+    for batch, loaded in zip(plan, batches, strict=True):
         good = [item.sample for item in loaded if item.sample is not None]
         for item in loaded:
-            if item.problem is not None and on_bad_sample == "error":
-                raise BadSampleError(item.problem)
-            if item.problem is not None:
-                skipped[item.key] = item.problem
+            if item.bad_sample is not None:
+                raise BadSampleError(item.bad_sample)
+            skipped.update(item.skipped)
         if good:
             rows += label_images(detector, good, nms_iou=nms_iou, keep=keep)
         if batch.completes_shard:
@@ -151,30 +143,3 @@ def _plan(writer: BoxStoreWriter, shards: Sequence[int], batch_size: int) -> lis
             stop = min(start + batch_size, part.stop)
             plan.append(_Batch(shard, list(range(start, stop)), stop == part.stop))
     return plan
-
-
-class _Loaded(NamedTuple):
-    """A sample, or why there is none. Failures cross processes as text."""
-
-    key: str
-    sample: dict[str, Any] | None
-    problem: str | None
-
-
-class _Images(Dataset[_Loaded]):
-    """Index of the data set -> what the mapper makes of it."""
-
-    def __init__(self, dataset: DetectionDataset, mapper: Mapper) -> None:
-        self.dataset, self.mapper = dataset, mapper
-
-    def __getitem__(self, index: int) -> _Loaded:
-        record = self.dataset[index]
-        try:
-            return _Loaded(record.key, self.mapper(record, test_rng(record.image_id)), None)
-        except BadSampleError as error:
-            return _Loaded(record.key, None, str(error))
-
-
-def _one_thread(_worker: int) -> None:
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
