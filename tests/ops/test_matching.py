@@ -38,7 +38,7 @@ def problem(layers=2, images=3, queries=7, classes=4, counts=(3, 0, 2), seed=0):
     }
 
 
-def plain_cost(p, classification):
+def plain_cost(p, classification, alpha=0.25, gamma=2.0):
     """One pair at a time, in Python floats and torchvision's GIoU."""
     layers, _, queries, _ = p["logits"].shape
     image_of = [image for image, count in enumerate(p["counts"]) for _ in range(count)]
@@ -52,7 +52,8 @@ def plain_cost(p, classification):
             score = -math.exp(logits[wanted]) / sum(math.exp(x) for x in logits)
         else:
             q = 1 / (1 + math.exp(-logits[wanted]))
-            score = 0.25 * (1 - q) ** 2 * -math.log(q) - 0.75 * q**2 * -math.log(1 - q)
+            score = alpha * (1 - q) ** gamma * -math.log(q)
+            score -= (1 - alpha) * q**gamma * -math.log(1 - q)
         box, target_box = p["boxes"][layer, image, query], p["target_boxes"][target]
         l1 = sum(abs(a - b) for a, b in zip(box.tolist(), target_box.tolist(), strict=True))
         giou = torchvision.ops.generalized_box_iou(
@@ -67,6 +68,13 @@ def test_cost_equals_a_plain_loop(classification):
     p = problem()
     cost = matching_cost(**p, classification=classification, **WEIGHTS)
     np.testing.assert_allclose(cost.numpy(), plain_cost(p, classification), atol=1e-5)
+
+
+def test_alpha_and_gamma_of_the_focal_cost():
+    p = problem()
+    options = {"focal_alpha": 0.6, "focal_gamma": 0.5}
+    cost = matching_cost(**p, classification="focal", **WEIGHTS, **options)
+    np.testing.assert_allclose(cost.numpy(), plain_cost(p, "focal", *options.values()), atol=1e-5)
 
 
 @pytest.mark.parametrize(
