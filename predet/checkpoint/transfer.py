@@ -54,7 +54,6 @@ def load_detector(
     checkpoint: str | Path | Mapping[str, Any],
     *,
     reinit: Sequence[str] = (),
-    prefer_ema: bool = True,
     source: str = "",
 ) -> TransferReport:
     """Load a checkpoint into `model`, strictly, and say what was done.
@@ -65,13 +64,13 @@ def load_detector(
 
     Args:
         model: receives the weights in place; unchanged when an error is raised.
-        checkpoint: a file, or what `read_checkpoint` returned, or a bare state dict.
+        checkpoint: a file, or what `read_checkpoint` returned, or a bare state dict. Averaged
+            weights are taken where it has them.
         reinit: dotted names of modules or tensors of the detector that keep their fresh values,
             for example `("class_head",)`. Only these may differ from the checkpoint. An entry
             `all-but-NAME` stands for everything outside NAME: `("all-but-backbone",)` takes the
             backbone alone, strictly. `last-layers` stands for the layers that predict classes and
             coordinates, which the detector's `last_layers` names.
-        prefer_ema: take the averaged weights where the checkpoint has them.
         source: what messages call a checkpoint that is not given as a file.
 
     Raises:
@@ -82,7 +81,7 @@ def load_detector(
         state, source = checkpoint, source or "the given checkpoint"
     else:
         state, source = read_checkpoint(checkpoint), str(checkpoint)
-    weights, from_ema = weights_of(state, prefer_ema=prefer_ema)
+    weights, from_ema = weights_of(state)
     own = model.state_dict()
     received, dropped, untouched = _align(weights, own)
     dropped += _set_aside_counters(received, own, untouched)
@@ -107,16 +106,14 @@ def load_detector(
     return report
 
 
-def weights_of(
-    state: Mapping[str, Any], *, prefer_ema: bool = True
-) -> tuple[dict[str, Tensor], bool]:
-    """The state dict inside a checkpoint, and whether it holds averaged weights.
+def weights_of(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], bool]:
+    """The averaged weights of a checkpoint, else its plain ones, and whether they are averaged.
 
     Raises:
         ValueError: there is none; the message names the keys that were found.
     """
     ema = state.get("ema")
-    if prefer_ema and isinstance(ema, Mapping) and ema:
+    if isinstance(ema, Mapping) and ema:
         return dict(ema), True
     weights = state.get("model", state)
     if not isinstance(weights, Mapping) or not weights:

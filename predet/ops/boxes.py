@@ -73,11 +73,6 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return iou - (enclosing - union) / enclosing.clamp(min=_SMALLEST_AREA)
 
 
-def pairwise_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """(N, 4) and (M, 4) xyxy -> (N, M)."""
-    return box_iou(boxes1[..., :, None, :], boxes2[..., None, :, :])
-
-
 def pairwise_giou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """(N, 4) and (M, 4) xyxy -> (N, M)."""
     return generalized_box_iou(boxes1[..., :, None, :], boxes2[..., None, :, :])

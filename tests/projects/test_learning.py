@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torchvision.ops import box_iou
 
 from predet.d2 import Boxes, Instances
-from predet.ops.boxes import pairwise_iou
 
 COLORS = torch.tensor([[220, 40, 40], [40, 200, 60], [60, 60, 230]], dtype=torch.uint8)
 
@@ -43,7 +43,7 @@ def found(detector, batch) -> float:
     for sample, result in zip(batch, results, strict=True):
         wanted, instances = sample["instances"], result["instances"]
         best = instances.scores.argsort(descending=True)[: len(wanted)]
-        iou = pairwise_iou(wanted.gt_boxes.tensor, instances.pred_boxes.tensor[best])
+        iou = box_iou(wanted.gt_boxes.tensor, instances.pred_boxes.tensor[best])
         same = wanted.gt_classes[:, None] == instances.pred_classes[best][None]
         hits += int(((iou > 0.5) & same).any(dim=1).sum())
         total += len(wanted)
