@@ -8,6 +8,7 @@ go to a temporary file in the same folder, are flushed to the disk, and take the
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pickle
 import re
@@ -100,6 +101,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         DamagedCheckpointError: a ValueError: truncated, altered, or not a checkpoint.
         ValueError: the file is missing, or holds Python objects; loading those could run code.
+        OSError, RuntimeError: the machine refuses (rights, a lost disk, no memory).
     """
     path = Path(path)
     if path.is_dir():
@@ -120,6 +122,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             ) from None
         raise ValueError(_refusal(path, str(error))) from None
     except (RuntimeError, EOFError, KeyError, OSError, ValueError, IndexError) as error:
+        if _is_of_the_machine(error):
+            raise
         raise DamagedCheckpointError(
             f"checkpoint {path} cannot be read: it is truncated, damaged or no checkpoint "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no data'})"
@@ -137,6 +141,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
         return {"model": safetensors.torch.load_file(path), "provenance": dict(metadata)}
     except (safetensors.SafetensorError, OSError) as error:
+        if _is_of_the_machine(error):
+            raise
         raise DamagedCheckpointError(
             f"checkpoint {path} is truncated, damaged or no safetensors file ({error})"
         ) from error
@@ -151,6 +157,8 @@ def _verify_zip(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, EOFError, OSError) as error:
+        if _is_of_the_machine(error):
+            raise
         raise DamagedCheckpointError(
             f"checkpoint {path} is truncated or damaged ({error})"
         ) from error
@@ -158,6 +166,13 @@ def _verify_zip(path: Path) -> None:
         raise DamagedCheckpointError(
             f"checkpoint {path} is damaged: the checksum of its part {damaged} does not fit"
         )
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether memory, a disk or rights are at fault: the file may be whole."""
+    if isinstance(error, OSError):  # seeking before the beginning of a cut file is an invalid one
+        return error.errno not in (None, errno.EINVAL)
+    return "allocate memory" in str(error)
 
 
 def _is_pickle(path: Path) -> bool:

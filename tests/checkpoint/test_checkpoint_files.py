@@ -7,6 +7,7 @@ import errno
 import os
 import pickle
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -214,6 +215,27 @@ def test_of_a_run_that_is_over_the_last_is_kept(tmp_path: Path) -> None:
     checkpoints.keep_last()
     assert [path.name for path in checkpoints.folder.iterdir()] == ["last.pth"]
     assert read_checkpoint(checkpoints.last)["step"] == 4
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "Input/output error"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_a_checkpoint_that_the_machine_cannot_read_now_is_left_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    store = Checkpoints(tmp_path)
+    for step in (1, 2):
+        store.save({"step": step})
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", Mock(side_effect=error))
+        with pytest.raises(type(error), match=str(error)[-20:]):
+            store.load()
+    assert store.load() == ({"step": 2}, store.last)
 
 
 def test_a_damaged_last_checkpoint_is_set_aside(tmp_path: Path, caplog) -> None:
