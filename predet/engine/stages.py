@@ -12,7 +12,6 @@ Of each stage `NAME.json` in the folder of records keeps what ran, how it ended 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -24,6 +23,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from predet.engine.locks import claimed
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +203,7 @@ class _Work:
                 return False
             self.tried.add(stage.name)
         try:
-            with _claimed(self.folder / f"{stage.name}.lock") as lock:
+            with claimed(self.folder / f"{stage.name}.lock") as lock:
                 return self.error is None and self._have(stage, lock)
         except StageFailed as error:
             with self.mutex:
@@ -276,24 +277,6 @@ class _Work:
             if output:
                 output.close()
         return process.returncode, time.monotonic() - start, usage.ru_utime + usage.ru_stime
-
-
-@contextlib.contextmanager
-def _claimed(path: Path) -> Iterator[int | None]:
-    """The descriptor of the lock file, locked, or None where somebody else has the lock."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
-        try:
-            yield descriptor
-        finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # also for a child of the stage that lingers
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

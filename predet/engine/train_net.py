@@ -16,6 +16,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -43,6 +44,7 @@ from predet.engine.config_text import render, save_resolved
 from predet.engine.failure import end_of_run
 from predet.engine.inference import without_backbone_weights
 from predet.engine.lifeline import Lifeline
+from predet.engine.locks import only_writer
 from predet.engine.log import setup_logging
 from predet.engine.metrics import result_table, without_nan, write_json
 from predet.engine.provenance import run_identity
@@ -102,7 +104,9 @@ def run(args: argparse.Namespace) -> None:
             if args.eval_only:
                 evaluate_only(cfg, settings, num_gpus=args.num_gpus)
             else:
-                train(cfg, settings, num_gpus=args.num_gpus, resume=args.resume, stop=stop)
+                output = Path(settings.output_dir)
+                with only_writer(output) if comm.is_main_process() else nullcontext():
+                    train(cfg, settings, num_gpus=args.num_gpus, resume=args.resume, stop=stop)
         except Exception as error:
             end = end_of_run(error, lifeline, log)
             raise end from (None if end is error else error)
