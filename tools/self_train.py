@@ -26,7 +26,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from predet.engine.comparison import as_text
+from predet.engine.config_text import as_overrides
 from predet.engine.log import setup_logging
 from predet.engine.stages import Stage, StageFailed, StageRecord, run_stages
 
@@ -133,14 +133,10 @@ def train(
     *needs: str,
 ) -> Stage:
     """A training command that goes on where it stopped. Keys without a value are left alone."""
-    overrides = [
-        f"{key}={value if isinstance(value, int) else as_text(str(value))}"
-        for key, value in {**keys, "train.output_dir": output}.items()
-        if value is not None
-    ]
+    given = {key: value for key, value in keys.items() if value is not None}
     command = tool(
         *("lazyconfig_train_net.py", "--config-file", config, "--num-gpus", args.num_gpus),
-        *("--resume", *overrides, *more),
+        *("--resume", *as_overrides({**given, "train.output_dir": output}), *more),
     )
     return Stage(output.name, command, output / "results.json", needs)
 

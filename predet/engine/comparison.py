@@ -24,16 +24,14 @@ have in common, a changed comparison runs only what changed, and folders never m
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from predet.d2 import instantiate
-from predet.d2.embedded.overrides import parse_value
 from predet.engine.config import load_config
-from predet.engine.config_text import resolve
+from predet.engine.config_text import as_overrides, resolve
 from predet.evaluation.comparison import Arm
 
 REFERENCE = "stage:"  # before the name of a stage, as a value in `Training.set`
@@ -198,8 +196,7 @@ def load_comparison(
     if budget is not None and budget not in budgets:
         raise ValueError(f"{path} has no budget '{budget}', it has: {', '.join(budgets) or 'none'}")
     values = budgets[budget] if budget is not None else {}
-    chosen = [f"{key}={as_text(value)}" for key, value in values.items()]
-    return parse_comparison(resolve(load_config(path, [*chosen, *overrides])))
+    return parse_comparison(resolve(load_config(path, [*as_overrides(values), *overrides])))
 
 
 def parse_comparison(content: Mapping[str, Any]) -> Comparison:
@@ -340,23 +337,6 @@ def teacher_of(chain: Sequence[str], stages: Mapping[str, StageConfig]) -> str |
             if isinstance(boxes, PseudoLabels):
                 return boxes.teacher
     return None
-
-
-def as_text(value: Any) -> str:
-    """A value as `key=value` on the command line takes it."""
-    if isinstance(value, str):
-        if (
-            re.fullmatch(r"[\w./:@+~-]*[a-zA-Z/][\w./:@+~-]*", value)
-            and parse_value(value) == value
-        ):
-            return value
-        quoted = re.sub(r"(\\*)'", r"\1\1\\'", value)
-        return "'" + re.sub(r"(\\+)$", r"\1\1", quoted) + "'"
-    if isinstance(value, (list, tuple)):
-        return "[" + ",".join(as_text(item) for item in value) + "]"
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{as_text(item)}" for key, item in value.items()) + "}"
-    return str(value)
 
 
 def _stage(name: str, node: Any) -> StageConfig:

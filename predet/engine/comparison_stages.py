@@ -26,11 +26,10 @@ from predet.engine.comparison import (
     PseudoLabels,
     StageConfig,
     Training,
-    as_text,
     references,
 )
 from predet.engine.config import find_config, load_config, override_config
-from predet.engine.config_text import flatten
+from predet.engine.config_text import as_overrides, flatten
 from predet.engine.inference import sha256_of
 from predet.engine.provenance import changes_the_result, describe_dataset
 from predet.engine.stages import Stage
@@ -156,7 +155,7 @@ class StageResolver:
             **labels,
             **{key: _replaced(value, names) for key, value in keys.items()},
         }
-        cfg = override_config(self._config(stage.config), _overrides(identity))
+        cfg = override_config(self._config(stage.config), as_overrides(identity))
         items = {k: v for k, v in flatten(cfg).items() if changes_the_result(k)}
         folder = self._folder(Path(stage.config).stem, items)
         paths = {value: str(_made(found)) for value, found in inputs.items()}
@@ -176,7 +175,7 @@ class StageResolver:
         command = self._tool(
             "lazyconfig_train_net.py",
             *("--config-file", str(find_config(stage.config)), "--num-gpus", str(self.num_gpus)),
-            *("--resume", *_overrides(run)),
+            *("--resume", *as_overrides(run)),
         )
         depends = stage.on == "train" or any(found.labels for found in inputs.values())
         return Resolved(
@@ -280,10 +279,6 @@ def _label_keys(cell: Cell) -> dict[str, Any]:
     if cell.labels.fraction is not None:
         keys["data.train.fraction"] = cell.labels.fraction
     return keys
-
-
-def _overrides(keys: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={as_text(value)}" for key, value in keys.items()]
 
 
 def _made(stage: Resolved) -> Path:

@@ -1,4 +1,4 @@
-"""A config as text: a Python file that loads to the same config, and a flat table to compare."""
+"""A config as text: a file that loads to the same config, overrides, a flat table to compare."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import keyword
 import math
 import os
 import pydoc
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from predet.d2.embedded.overrides import parse_value
 
 _TARGET = "_target_"
 _WIDTH = 96
@@ -37,6 +40,29 @@ def render(cfg: DictConfig) -> str:
             blocks.append(f"{name} = {_expression(value, name, 0, modules)}\n")
     imports = "".join(f"import {module}\n" for module in sorted(modules))
     return f"{_HEADER}\n{imports}from predet.d2 import LazyCall as L\n\n" + "\n".join(blocks)
+
+
+def as_overrides(values: Mapping[str, Any]) -> list[str]:
+    """`key=value` as the command line takes it, for each key."""
+    return [f"{key}={as_text(value)}" for key, value in values.items()]
+
+
+def as_text(value: Any) -> str:
+    """A value as `key=value` on the command line takes it; a path is text."""
+    if isinstance(value, (str, Path)):
+        value = str(value)
+        if (
+            re.fullmatch(r"[\w./:@+~-]*[a-zA-Z/][\w./:@+~-]*", value)
+            and parse_value(value) == value
+        ):
+            return value
+        quoted = re.sub(r"(\\*)'", r"\1\1\\'", value)
+        return "'" + re.sub(r"(\\+)$", r"\1\1", quoted) + "'"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(as_text(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{as_text(item)}" for key, item in value.items()) + "}"
+    return str(value)
 
 
 def save_resolved(cfg: DictConfig, path: str | Path) -> None:

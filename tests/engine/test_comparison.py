@@ -28,13 +28,13 @@ from predet.engine.comparison import (
     LabelBudget,
     Proposals,
     Training,
-    as_text,
     load_comparison,
 )
 from predet.engine.comparison_page import page_blocks
 from predet.engine.comparison_results import check_leakage
 from predet.engine.comparison_run import plan, plan_text, run, write_page
 from predet.engine.comparison_stages import Resolved, StageResolver
+from predet.engine.config_text import as_text
 from predet.engine.provenance import describe_dataset
 from predet.engine.stages import StageFailed
 

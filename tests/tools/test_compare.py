@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from predet.data.scenes import make_scenes
-from predet.engine.comparison import as_text
+from predet.engine.config_text import as_text
 
 ROOT = Path(__file__).resolve().parents[2]
 # Two images of 64 pixels a step: what takes time is the beginning of each process.
