@@ -63,6 +63,7 @@ class BuildNative(build_ext):
     """Compiles each file of csrc/ with the flags it needs, several at a time."""
 
     def run(self) -> None:
+        self.jobs = max_jobs()
         try:
             super().run()
         except Exception as error:  # compilers fail in many ways: all of them end here
@@ -100,7 +101,7 @@ class BuildNative(build_ext):
             text = ";".join(map(str, architectures)) + "+PTX"
             macros += [("PREDET_WITH_CUDA", None), ("PREDET_CUDA_ARCHITECTURES", f'"{text}"')]
         cuda_files = sources("*.cu") if nvcc else []
-        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", 0)) or os.cpu_count()) as pool:
+        with ThreadPoolExecutor(self.jobs) as pool:
             jobs = [pool.submit(self.compile_cuda, nvcc, architectures, f) for f in cuda_files]
             for source in cpp_sources(kernels):
                 all_flags = flags + flags_of_file(source)
@@ -169,6 +170,13 @@ class BuildNative(build_ext):
     def folder_for(self, *command: object) -> str:
         """Objects of different commands must not be taken for one another."""
         return str(Path(self.build_temp, hashlib.sha256(repr(command).encode()).hexdigest()[:12]))
+
+
+def max_jobs() -> int:
+    wish = os.environ.get("MAX_JOBS") or "0"
+    if not wish.isdecimal():
+        raise ValueError(f"MAX_JOBS must be a number of files, or empty, got {wish!r}")
+    return int(wish) or os.cpu_count() or 1
 
 
 def warn(*lines: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -62,6 +63,26 @@ def build_wheel(sdist: Path, target: Path, **env: str) -> Path:
     pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", target, sdist)
     run(*pip, cwd=target, **env)
     return next(target.glob("predet-*.whl"))
+
+
+@pytest.mark.parametrize(("wish", "jobs"), [("3", 3), ("", os.cpu_count()), ("0", os.cpu_count())])
+def test_max_jobs(monkeypatch: pytest.MonkeyPatch, wish: str, jobs: int) -> None:
+    monkeypatch.setattr("setuptools.setup", lambda **_: None)
+    monkeypatch.setenv("MAX_JOBS", wish)
+    assert runpy.run_path(str(ROOT / "setup.py"))["max_jobs"]() == jobs
+
+
+def test_max_jobs_that_is_no_number_ends_the_build(tmp_path: Path) -> None:
+    """And is no reason to install without the native operators."""
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "-b", tmp_path, "-t", tmp_path],
+        cwd=ROOT,
+        env={**os.environ, "MAX_JOBS": "all"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "MAX_JOBS must be a number of files, or empty, got 'all'" in done.stderr
 
 
 @pytest.mark.slow
