@@ -5,6 +5,8 @@
 
 INPUT is any data set that predet reads. Images are copied, or linked with --link. What a format
 cannot hold (crowds, fractions of pixels in VOC) is said in the log.
+
+The job can be killed at any time: the same command completes it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Round trips between formats."""
 
 import importlib.util
+import itertools
 import json
+import os
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -99,7 +101,7 @@ def test_splits_of_one_data_set(voc_root, tmp_path):
         write_dataset(dataset, tmp_path, format="yolo", split=split, link=True)
         check_same(dataset, load_dataset(tmp_path, split=split), ROUNDING["yolo"])
     assert (tmp_path / "images" / "train" / "one.png").is_symlink()
-    with pytest.raises(ValueError, match="labels/train is there already: the split 'train'"):
+    with pytest.raises(ValueError, match=r"images/train holds one.png, which is not of this split"):
         write_dataset(dataset, tmp_path, format="yolo", split="train")
     other = dataset.with_annotations(
         name="x", class_names=["x"], category_ids=[1], offsets=[0, 0], boxes=[], classes=[]
@@ -114,6 +116,9 @@ def test_a_split_beside_those_of_a_yaml_that_lists_its_classes(voc_root, tmp_pat
     (tmp_path / "data.yaml").write_text(text)
     write_dataset(dataset, tmp_path, format="yolo", split="val")
     check_same(dataset, load_dataset(tmp_path, split="val"), ROUNDING["yolo"])
+    (tmp_path / "data.yaml").write_text(text.replace("images/train", "elsewhere"))
+    with pytest.raises(ValueError, match="the split 'train' is there already, in elsewhere"):
+        write_dataset(dataset, tmp_path, format="yolo", split="train")
     (tmp_path / "data.yaml").write_text("names: [x]\n")
     with pytest.raises(ValueError, match=r"the other splits have the classes \['x'\], this one"):
         write_dataset(dataset, tmp_path, format="yolo", split="test")
@@ -132,8 +137,13 @@ def test_unlabelled_images_and_equal_names(image_folder, tmp_path, write_image):
     assert (back[0].height, back[0].width) == (24, 32)
     with pytest.raises(ValueError, match=r"'images' has no classes: YOLO needs at least one"):
         write_dataset(dataset, tmp_path / "yolo", format="yolo", split="train")
-    with pytest.raises(ValueError, match=r"first_0.xml is there already: of another split"):
-        write_dataset(dataset, tmp_path / "voc", format="voc", split="val")
+    write_dataset(dataset, tmp_path / "voc", format="voc", split="val")  # the same images
+    (tmp_path / "voc" / "Annotations" / "first_1.xml").write_text("<annotation/>")
+    with pytest.raises(ValueError, match=r"first_1.xml is there already and says something else"):
+        write_dataset(dataset, tmp_path / "voc", format="voc", split="test")
+    write_image(tmp_path / "voc" / "JPEGImages" / "first_2.png", seed=98)
+    with pytest.raises(ValueError, match=r"voc/.*first_2.png is there already and is not .*2.png"):
+        write_dataset(dataset, tmp_path / "voc", format="voc", split="test")
     with pytest.raises(ValueError, match="unknown format 'csv': expected one of"):
         write_dataset(dataset, tmp_path, format="csv", split="train")
     (image_folder / "first_0.png").unlink()
@@ -141,6 +151,53 @@ def test_unlabelled_images_and_equal_names(image_folder, tmp_path, write_image):
         ValueError, match=r"1 of 9 images are not there, the first is .*first_0.png"
     ):
         write_dataset(dataset, tmp_path / "coco", format="coco", split="train")
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def kill_at(patch, step):
+    """End the process where the `step`-th file would get its name, with half of it written."""
+    steps = itertools.count(1)
+
+    def until(real):
+        def call(*names):
+            if next(steps) == step:
+                if real is os_replace:
+                    Path(names[0]).write_bytes(b"half")
+                raise KeyboardInterrupt
+            return real(*names)
+
+        return call
+
+    os_replace = os.replace
+    patch.setattr(os, "replace", until(os_replace))
+    patch.setattr(Path, "symlink_to", until(Path.symlink_to))
+
+
+@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize(("format", "files"), [("coco", 4), ("voc", 7), ("yolo", 7)])
+def test_a_killed_job_is_completed_by_the_same_call(
+    coco, tmp_path, monkeypatch, format, files, link
+):
+    write_dataset(coco, tmp_path / "whole", format=format, split="train", link=link)
+    whole = contents(tmp_path / "whole")
+    assert len(whole) == files
+    for step in range(1, files + 1):
+        folder = tmp_path / str(step)
+        with monkeypatch.context() as patch:
+            kill_at(patch, step)
+            with pytest.raises(KeyboardInterrupt):
+                write_dataset(coco, folder, format=format, split="train", link=link)
+        with pytest.raises(ValueError):  # each format says it in its way
+            load_dataset(folder, split="train", format=format)
+        write_dataset(coco, folder, format=format, split="train", link=link)
+        assert contents(folder) == whole
 
 
 def test_the_tool(voc_root, tmp_path, capsys):
@@ -154,5 +211,8 @@ def test_the_tool(voc_root, tmp_path, capsys):
     content = json.loads((output / "annotations" / "instances_test.json").read_text())
     assert [image["file_name"] for image in content["images"]] == ["three.png"]
     assert content["annotations"][0]["bbox"] == [1, 2, 3, 3]
-    with pytest.raises(SystemExit, match=r"error: .*instances_train.json is there already"):
-        tool.main([*options, "--split", "train"])
+    tool.main([*options, "--split", "train", "test"])
+    with pytest.raises(
+        SystemExit, match=r"error: .*instances_train.json is there already and says"
+    ):
+        tool.main([*options[:1], str(output), *options[2:], "--split", "test", "train"])

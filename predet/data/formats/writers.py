@@ -9,19 +9,23 @@ What a format cannot hold is left out and counted in the log, or rounded:
 - YOLO holds fractions of the image, written with nine digits. No crowds.
 
 Images keep the names that they have below the folder that all of them share, with "_" for "/".
+
+Files appear whole, and the one that lists the split comes last. What is there already must be what
+would be written, so a job that was killed is completed by the same call.
 """
 
 from __future__ import annotations
 
+import filecmp
 import json
 import logging
 import os
 import posixpath
 import shutil
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -49,8 +53,8 @@ def write_dataset(
         link: Make symbolic links to the images instead of copies.
 
     Raises:
-        ValueError: An image or the format is not there; the split is there already; the other
-            splits have other classes or an image of the same name; the format cannot hold this.
+        ValueError: An image or the format is not there; what is there already is something else;
+            the other splits have other classes; the format cannot hold this.
         BadSampleError: An image whose size is not annotated cannot be read.
     """
     if format not in WRITERS:
@@ -63,48 +67,89 @@ def write_dataset(
             f"{absent[0]}"
         )
     names = _image_names(dataset)
-    sizes = _image_sizes(dataset)
-    image_folder = WRITERS[format](dataset, folder, split, names, sizes)
-    image_folder.mkdir(parents=True, exist_ok=True)
-    for record, name in zip(dataset, names, strict=True):
-        if link:
-            (image_folder / name).symlink_to(os.path.abspath(record.path))
-        else:
-            shutil.copyfile(record.path, image_folder / name)
+    parts = WRITERS[format](dataset, folder, split, names, _image_sizes(dataset))
+    parts.images.mkdir(parents=True, exist_ok=True)
+    _write_images(dataset, [parts.images / name for name in names], link=link)
+    for path, content in parts.labels:
+        _refuse_other(path, content)
+        _write(path, content)
+    _write(*parts.listing)
     _logger.info("%s: %d images as %s in %s", dataset.name, len(dataset), format, folder)
 
 
-def _write_coco(
+def _write_images(dataset: DetectionDataset, paths: list[Path], *, link: bool) -> None:
+    """Those that are not there yet; the others are compared before anything is written."""
+    missing = []
+    for record, path in zip(dataset, paths, strict=True):
+        if not os.path.lexists(path):
+            missing.append((record.path, path))
+        elif not _is_written(path, record.path, link=link):
+            raise ValueError(f"{path} is there already and is not {record.path}: of another split?")
+    for source, path in missing:
+        if link:
+            path.symlink_to(os.path.abspath(source))
+        else:
+            shutil.copyfile(source, _beside(path))
+            os.replace(_beside(path), path)
+
+
+def _is_written(path: Path, source: str, *, link: bool) -> bool:
+    if link:
+        return path.is_symlink() and os.readlink(path) == os.path.abspath(source)
+    return not path.is_symlink() and filecmp.cmp(path, source, shallow=False)
+
+
+def _refuse_other(path: Path, content: bytes) -> None:
+    if path.exists() and path.read_bytes() != content:
+        raise ValueError(f"{path} is there already and says something else: of another split?")
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _beside(path).write_bytes(content)
+    os.replace(_beside(path), path)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+class _Parts(NamedTuple):
+    """A split in a format."""
+
+    images: Path  # the folder
+    labels: Iterable[tuple[Path, bytes]]  # files with their contents
+    listing: tuple[Path, bytes]  # of the file without which there is no such split
+
+
+def _coco_parts(
     dataset: DetectionDataset, folder: Path, split: str, names: list[str], sizes: np.ndarray
-) -> Path:
-    path = folder / "annotations" / f"instances_{split}.json"
-    _make_new(path, split)
+) -> _Parts:
     content = to_content(dataset)
     for image, name, (height, width) in zip(content["images"], names, sizes.tolist(), strict=True):
         image.update(file_name=name, height=height, width=width)
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return folder / split
+    listing = folder / "annotations" / f"instances_{split}.json", json.dumps(content).encode()
+    _refuse_other(*listing)
+    return _Parts(folder / split, (), listing)
 
 
-def _write_voc(
+def _voc_parts(
     dataset: DetectionDataset, folder: Path, split: str, names: list[str], sizes: np.ndarray
-) -> Path:
-    list_path = folder / "ImageSets" / "Main" / f"{split}.txt"
-    annotations = folder / "Annotations"
+) -> _Parts:
     stems = [posixpath.splitext(name)[0] for name in names]
-    known = [stem for stem in stems if (annotations / f"{stem}.xml").exists()]
-    if known:
-        raise ValueError(f"{annotations / known[0]}.xml is there already: of another split?")
-    _make_new(list_path, split)
-    annotations.mkdir(exist_ok=True)
+    text = "".join(f"{stem}\n" for stem in stems)
+    listing = folder / "ImageSets" / "Main" / f"{split}.txt", text.encode()
+    _refuse_other(*listing)
     _say_crowds_are_left_out(dataset, "VOC")
-    for index, name in enumerate(names):
-        tree = _voc_tree(dataset, index, name, sizes[index])
-        ElementTree.indent(tree)
-        path = annotations / f"{stems[index]}.xml"
-        ElementTree.ElementTree(tree).write(path, encoding="utf-8")
-    list_path.write_text("".join(f"{stem}\n" for stem in stems), encoding="utf-8")
-    return folder / "JPEGImages"
+
+    def labels() -> Iterator[tuple[Path, bytes]]:
+        for index, name in enumerate(names):
+            tree = _voc_tree(dataset, index, name, sizes[index])
+            ElementTree.indent(tree)
+            path = folder / "Annotations" / f"{stems[index]}.xml"
+            yield path, ElementTree.tostring(tree, encoding="utf-8")
+
+    return _Parts(folder / "JPEGImages", labels(), listing)
 
 
 def _voc_tree(
@@ -140,51 +185,61 @@ def _add_texts(parent: ElementTree.Element, texts: dict[str, str | int]) -> None
         ElementTree.SubElement(parent, tag).text = str(text)
 
 
-def _write_yolo(
+def _yolo_parts(
     dataset: DetectionDataset, folder: Path, split: str, names: list[str], sizes: np.ndarray
-) -> Path:
+) -> _Parts:
     if not dataset.class_names:
         raise ValueError(f"data set {dataset.name!r} has no classes: YOLO needs at least one")
-    yaml_path, labels = folder / "data.yaml", folder / "labels" / split
+    images = folder / "images" / split
+    others = sorted({path.name for path in images.glob("[!.]*")} - set(names))
+    if others:
+        raise ValueError(f"{images} holds {others[0]}, which is not of this split")
+    _say_crowds_are_left_out(dataset, "YOLO")
+
+    def labels() -> Iterator[tuple[Path, bytes]]:
+        for index, name in enumerate(names):
+            path = folder / "labels" / split / f"{posixpath.splitext(name)[0]}.txt"
+            yield path, _yolo_text(dataset, index, sizes[index]).encode()
+
+    return _Parts(images, labels(), _yolo_listing(dataset, folder / "data.yaml", split))
+
+
+def _yolo_listing(dataset: DetectionDataset, path: Path, split: str) -> tuple[Path, bytes]:
+    """data.yaml with this split besides those that it has."""
     content: dict[str, Any] = {"names": dict(enumerate(dataset.class_names))}
-    if yaml_path.exists():
-        content = yaml.safe_load(yaml_path.read_text(encoding="utf-8"))
+    if path.exists():
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
         others = content["names"]
         others = list(others.values()) if isinstance(others, dict) else others
         if others != list(dataset.class_names):
             raise ValueError(
-                f"{yaml_path}: the other splits have the classes {others}, this one has "
+                f"{path}: the other splits have the classes {others}, this one has "
                 f"{list(dataset.class_names)}"
             )
-    _make_new(labels, split)
-    labels.mkdir()
-    _say_crowds_are_left_out(dataset, "YOLO")
-    for index, name in enumerate(names):
-        record = dataset[index]
-        height, width = sizes[index].tolist()
-        boxes = record.boxes[~record.iscrowd].astype(np.float64) / [width, height, width, height]
-        centers, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-        lines = [
-            f"{category} " + " ".join(f"{number:.9g}" for number in numbers)
-            for category, numbers in zip(
-                record.classes[~record.iscrowd].tolist(),
-                np.concatenate([centers, sides], axis=1).tolist(),
-                strict=True,
-            )
-        ]
-        path = labels / f"{posixpath.splitext(name)[0]}.txt"
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    content = {split: f"images/{split}", **content}
-    yaml_path.write_text(
-        yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8"
+    place = f"images/{split}"
+    if content.setdefault(split, place) != place:
+        raise ValueError(f"{path}: the split {split!r} is there already, in {content[split]}")
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return path, text.encode()
+
+
+def _yolo_text(dataset: DetectionDataset, index: int, size: np.ndarray) -> str:
+    """The lines of an image's boxes."""
+    record, (height, width) = dataset[index], size.tolist()
+    boxes = record.boxes[~record.iscrowd].astype(np.float64) / [width, height, width, height]
+    centers, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    classes = record.classes[~record.iscrowd].tolist()
+    rows = np.concatenate([centers, sides], axis=1).tolist()
+    return "".join(
+        f"{category} " + " ".join(f"{number:.9g}" for number in numbers) + "\n"
+        for category, numbers in zip(classes, rows, strict=True)
     )
-    return folder / "images" / split
 
 
-WRITERS: dict[str, Callable[[DetectionDataset, Path, str, list[str], np.ndarray], Path]] = {
-    "coco": _write_coco,
-    "voc": _write_voc,
-    "yolo": _write_yolo,
+WRITERS: dict[str, Callable[[DetectionDataset, Path, str, list[str], np.ndarray], _Parts]] = {
+    "coco": _coco_parts,
+    "voc": _voc_parts,
+    "yolo": _yolo_parts,
 }
 
 
@@ -211,12 +266,6 @@ def _image_sizes(dataset: DetectionDataset) -> np.ndarray:
     for index in np.flatnonzero(sizes.min(axis=1) == 0):
         sizes[index] = read_image_size(dataset[int(index)].path)
     return sizes
-
-
-def _make_new(path: Path, split: str) -> None:
-    if path.exists():
-        raise ValueError(f"{path} is there already: the split {split!r} was written before")
-    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _say_crowds_are_left_out(dataset: DetectionDataset, format: str) -> None:
