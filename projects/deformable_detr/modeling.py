@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from predet.d2 import Instances
+from predet.layers.convolution import of_any_width
 from predet.layers.mlp import MLP
 from predet.layers.norm import group_norm
 from predet.layers.position import SinePositionEncoding
@@ -194,7 +195,7 @@ def input_projections(channels: Sequence[int], hidden_dim: int, num_levels: int)
             convolution = nn.Conv2d(channels[level], hidden_dim, kernel_size=1)
         else:
             width = channels[-1] if level == len(channels) else hidden_dim
-            convolution = nn.Conv2d(width, hidden_dim, kernel_size=3, stride=2, padding=1)
+            convolution = of_any_width(nn.Conv2d(width, hidden_dim, 3, stride=2, padding=1))
         nn.init.xavier_uniform_(convolution.weight)
         nn.init.zeros_(convolution.bias)
         projections.append(nn.Sequential(convolution, group_norm(hidden_dim)))

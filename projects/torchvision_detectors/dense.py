@@ -18,6 +18,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from predet.layers.convolution import of_any_width
 from predet.layers.norm import NormName
 from predet.modeling.images import PIXEL_MEAN, PIXEL_STD, ImageBatch
 from predet.modeling.regions import Regions, sample_regions, take_neighbourhoods
@@ -291,6 +292,7 @@ class FCOS(DenseDetector):
 def _neck(backbone: nn.Module, channels: int, norm: NormName | None) -> FeaturePyramidNetwork:
     """A pyramid with two levels more than the backbone has maps."""
     extra = LastLevelP6P7(channels, channels)
+    of_any_width(extra.p6), of_any_width(extra.p7)
     return build_neck(backbone, channels=channels, norm=norm, extra_blocks=extra)
 
 
