@@ -26,6 +26,9 @@ from predet.data.store_checks import holds_levels
 
 logger = logging.getLogger(__name__)
 
+# What the entries of a full file must have.
+_NEEDED = {"images": ("id", "file_name", "height", "width"), "categories": ("id", "name")}
+
 
 class _Image(NamedTuple):
     """An image that a file lists, under the key that it gets in the store."""
@@ -185,15 +188,18 @@ def _listed_in(
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         kind = sorted(content) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path} is no COCO file: expected a dict with 'images', got {kind}")
-    for image in content["images"]:
-        for name in ("id", "file_name", "height", "width"):
-            if not isinstance(image, dict) or name not in image:
-                raise ValueError(f"{path}: an image lacks '{name}': {str(image)[:200]}")
-    categories = sorted(content.get("categories", []), key=lambda category: category["id"])
-    for what, entries in (("images", content["images"]), ("categories", categories)):
+    for what, needed in _NEEDED.items():
+        entries = content.setdefault(what, [])
+        for entry in entries:
+            for name in needed:
+                if not isinstance(entry, dict) or name not in entry:
+                    raise ValueError(
+                        f"{path}: one of the {what} lacks '{name}': {str(entry)[:200]}"
+                    )
         twice = [i for i, count in Counter(entry["id"] for entry in entries).items() if count > 1]
         if twice:
             raise ValueError(f"{path}: id {twice[0]} is there twice among the {what}")
+    categories = sorted(content["categories"], key=lambda category: category["id"])
     names = [image["file_name"] for image in content["images"]]
     keys = names if dataset is None else _keys_of(names, dataset, path)
     images = [

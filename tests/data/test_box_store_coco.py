@@ -146,6 +146,8 @@ def broken(change: str) -> Any:
         return {"shapes": []}
     if change == "no size":
         del content["images"][1]["height"]
+    elif change == "no category id":
+        del content["categories"][0]["id"]
     elif change == "image twice":
         content["images"][1]["id"] = 7
     elif change == "category twice":
@@ -168,7 +170,8 @@ def broken(change: str) -> Any:
     [
         ("list", "list of results.*data set"),
         ("other", r"no COCO file: expected a dict with 'images', got \['shapes'\]"),
-        ("no size", "lacks 'height'"),
+        ("no size", "one of the images lacks 'height'"),
+        ("no category id", "one of the categories lacks 'id'"),
         ("image twice", "id 7 is there twice among the images"),
         ("category twice", "id 12 is there twice among the categories"),
         ("name twice", r"twice: \['a/1.jpg'\]"),
