@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,16 +45,15 @@ from predet.data.box_store_npy import import_npy
 from predet.data.dataset import DetectionDataset
 from predet.data.formats import load_dataset
 from predet.data.store_checks import holds_levels
+from predet.engine.command_line import errors_in_one_line
 
 SHOWN = 20
 
 
+@errors_in_one_line()
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
-    try:
-        args.run(args)
-    except (ValueError, KeyError) as error:
-        sys.exit(f"error: {error.args[0]}")
+    args.run(args)
 
 
 def show(args: argparse.Namespace) -> None:
@@ -63,7 +61,10 @@ def show(args: argparse.Namespace) -> None:
     store = BoxStore(args.store, allow_partial=True)
     levels = holds_levels(store)
     if args.key is not None:
-        row = without_levels(store[args.key]) if levels else store[args.key]
+        try:
+            row = without_levels(store[args.key]) if levels else store[args.key]
+        except KeyError as error:
+            raise ValueError(error.args[0]) from error
         names = store.class_names or ("object",)
         print(f"{row.key}: {row.height} x {row.width} pixels, {len(row.scores)} boxes")
         for box, score, label in zip(row.boxes, row.scores, row.classes, strict=True):

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from predet.data.box_store import BoxStore
 from predet.data.region_clusters import cluster_store
 from predet.data.sources import load_images
 from predet.engine.build import backbone_config
+from predet.engine.command_line import errors_in_one_line
 from predet.engine.config import load_config
 from predet.engine.inference import sha256_of
 from predet.engine.log import setup_logging
@@ -43,13 +43,11 @@ from predet.pretext.region_features import CropFeatures, RoIAlignFeatures
 logger = logging.getLogger("predet.tools.cluster_regions")
 
 
+@errors_in_one_line()
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_intermixed_args(argv)
     setup_logging()
-    try:
-        run(args)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run(args)
 
 
 def run(args: argparse.Namespace) -> None:

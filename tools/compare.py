@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from predet.engine.command_line import errors_in_one_line
 from predet.engine.comparison import load_comparison
 from predet.engine.comparison_run import PAGE, plan, plan_text, run, write_page
 from predet.engine.comparison_stages import StageResolver
@@ -28,6 +29,7 @@ from predet.engine.stages import StageFailed
 TOOLS = Path(__file__).resolve().parent
 
 
+@errors_in_one_line()
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser()
     args = parser.parse_intermixed_args(argv)
@@ -44,8 +46,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         complete = args.page_only or run_all(resolver, jobs=args.jobs)
         analysis = write_page(resolver, output, command=command, leakage=not args.no_leakage_check)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted: the same command goes on from here")
     for verdict in analysis.verdicts:

@@ -14,22 +14,24 @@ train.reinit=[class_head], or auto.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from predet.checkpoint import read_checkpoint, save_checkpoint
 from predet.checkpoint.published import from_published
+from predet.engine.command_line import errors_in_one_line
 
 
+@errors_in_one_line()
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     if args.output.exists():
-        sys.exit(f"{args.output} exists already; remove it or choose another --output")
+        raise ValueError(f"{args.output} exists already; remove it or choose another --output")
+    state = read_checkpoint(args.input)
     try:
-        found = from_published(read_checkpoint(args.input))
+        found = from_published(state)
     except ValueError as error:
-        sys.exit(f"{args.input}: {error}")
+        raise ValueError(f"{args.input}: {error}") from error
     provenance = {"converted_from": args.input.name, "layout": found.layout}
     if found.class_names:
         provenance["class_names"] = found.class_names

@@ -12,27 +12,25 @@ The job can be killed at any time: the same command completes it.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from predet.data.formats import FORMATS, load_dataset
 from predet.data.formats.writers import WRITERS, write_dataset
+from predet.engine.command_line import errors_in_one_line
 from predet.engine.log import setup_logging
 
 
+@errors_in_one_line()
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     setup_logging()
-    try:
-        for split in args.split or [None]:
-            dataset = load_dataset(
-                args.input, split=split, image_root=args.image_root, format=args.input_format
-            )
-            write_dataset(
-                dataset, args.output, format=args.format, split=split or "train", link=args.link
-            )
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    for split in args.split or [None]:
+        dataset = load_dataset(
+            args.input, split=split, image_root=args.image_root, format=args.input_format
+        )
+        write_dataset(
+            dataset, args.output, format=args.format, split=split or "train", link=args.link
+        )
 
 
 def make_parser() -> argparse.ArgumentParser:

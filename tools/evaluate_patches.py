@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ import torch
 
 from predet.checkpoint import read_checkpoint
 from predet.d2 import instantiate
+from predet.engine.command_line import errors_in_one_line
 from predet.engine.config import load_config
 from predet.engine.inference import load_method
 from predet.engine.log import setup_logging
@@ -43,13 +43,11 @@ HEADINGS = {
 }
 
 
+@errors_in_one_line()
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_intermixed_args(argv)
     setup_logging()
-    try:
-        rows = evaluate(args)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    rows = evaluate(args)
     if args.output:
         with open(args.output, "a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -28,7 +28,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -49,6 +48,7 @@ from predet.data.mapper import DetectionMapper
 from predet.data.region_search import RegionSearch, warn_without_levels
 from predet.data.sources import load_images
 from predet.data.store_checks import holds_levels
+from predet.engine.command_line import errors_in_one_line
 from predet.engine.config import load_config
 from predet.engine.inference import load_trained, sha256_of
 from predet.engine.log import setup_logging
@@ -70,6 +70,7 @@ logger = logging.getLogger("predet.tools.evaluate_proposals")
 Row = dict[str, Any]
 
 
+@errors_in_one_line()
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)
@@ -78,17 +79,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if getattr(args, "orders", 1) < 1:
         parser.error(f"--orders must be at least 1, got {args.orders}")
     setup_logging()
-    try:
-        dataset = load_images(
-            args.data,
-            split=args.split,
-            image_root=args.image_root,
-            format=args.format,
-            num_images=args.num_images,
-        )
-        rows = list(args.run(args, dataset))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    dataset = load_images(
+        args.data,
+        split=args.split,
+        image_root=args.image_root,
+        format=args.format,
+        num_images=args.num_images,
+    )
+    rows = list(args.run(args, dataset))
     about = {
         "data": dataset.name,
         "images": len(dataset),

@@ -56,6 +56,7 @@ from predet.data.edge_boxes import EdgeBoxSearch
 from predet.data.images import BadSampleError, read_image
 from predet.data.region_search import RegionSearch, in_frame, warn_without_levels
 from predet.data.sources import load_images
+from predet.engine.command_line import errors_in_one_line
 from predet.engine.log import setup_logging
 from predet.ops import selective_search
 from predet.ops.selective_search import Regions
@@ -128,6 +129,7 @@ class Answer(NamedTuple):
     reason: str = ""
 
 
+@errors_in_one_line(BrokenProcessPool)
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser()
     args = with_recipe(parser.parse_args(argv))
@@ -137,10 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     setup_logging()
     logger.info("%s", shlex.join([Path(sys.argv[0]).name, *(argv or sys.argv[1:])]))
-    try:
-        run(args, proposals)
-    except (ValueError, BrokenProcessPool) as error:
-        sys.exit(f"error: {error}")
+    run(args, proposals)
 
 
 def run(args: argparse.Namespace, proposals: Proposals | EdgeProposals) -> None:

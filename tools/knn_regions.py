@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from omegaconf import DictConfig, open_dict
 from predet.d2 import instantiate
 from predet.data.formats import load_dataset
 from predet.engine.build import backbone_config
+from predet.engine.command_line import errors_in_one_line
 from predet.engine.config import load_config
 from predet.engine.distributed import seed_all
 from predet.engine.log import setup_logging
@@ -50,13 +50,11 @@ from predet.modeling.images import PIXEL_MEAN, PIXEL_STD, ImageNormalizer
 Parts = Mapping[str, slice]
 
 
+@errors_in_one_line()
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_intermixed_args(argv)
     setup_logging()
-    try:
-        rows = measure(args)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    rows = measure(args)
     print(table(rows))
     if args.output:
         Path(args.output).write_text(json.dumps(rows, indent=1) + "\n")

@@ -13,8 +13,10 @@ import argparse
 
 from predet.data.scene_objects import SCENE_CLASSES
 from predet.data.scenes import make_scenes
+from predet.engine.command_line import errors_in_one_line
 
 
+@errors_in_one_line()
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser()
     arguments = parser.parse_args(argv)

@@ -43,6 +43,7 @@ from predet.data.dataset import DetectionDataset
 from predet.data.pseudo_labels import pseudo_labelled
 from predet.data.sources import load_images
 from predet.engine.build import choose_device
+from predet.engine.command_line import errors_in_one_line
 from predet.engine.config import load_config
 from predet.engine.config_text import flatten
 from predet.engine.inference import load_trained, sha256_of, trained_classes
@@ -57,6 +58,7 @@ REPORTED_COUNTS = (30, 60, 100)
 PROCESS_TIMEOUT = datetime.timedelta(days=1)  # one process may have much more to do than another
 
 
+@errors_in_one_line()
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser()
     args = parser.parse_intermixed_args(argv)
@@ -69,20 +71,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--nms-iou must be in (0, 1] or 'off', got {args.nms_iou}")
     setup_logging()
     logger.info("%s", shlex.join([Path(sys.argv[0]).name, *(argv or sys.argv[1:])]))
-    try:
-        launch(
-            run,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-            timeout=PROCESS_TIMEOUT,
-        )
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    launch(
+        run,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+        timeout=PROCESS_TIMEOUT,
+    )
 
 
+@errors_in_one_line()
 def run(args: argparse.Namespace) -> None:
     """One process of the job."""
     setup_logging(None, comm.get_rank())

@@ -26,6 +26,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from predet.engine.command_line import errors_in_one_line
 from predet.engine.config_text import as_overrides
 from predet.engine.log import setup_logging
 from predet.engine.stages import Stage, StageFailed, StageRecord, run_stages
@@ -35,14 +36,13 @@ METRICS = ("AP", "AP50", "AP75", "AR100")
 PICTURES = ("detections.png", "pseudo_labels.png", "curves.png")
 
 
+@errors_in_one_line(StageFailed)
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     setup_logging()
     output = Path(args.output)
     try:
         records = run_stages(chain(args), output / "stages")
-    except (ValueError, StageFailed) as error:
-        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted: the same command goes on from here")
     text = summary(args.rounds, records, output)

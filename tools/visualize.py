@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from predet.data.formats import load_dataset
 from predet.data.images import BadSampleError
 from predet.data.pseudo_labels import DEFAULT_TOP_K
 from predet.data.sampling import test_rng
+from predet.engine.command_line import errors_in_one_line
 from predet.engine.config import load_config
 from predet.engine.inference import load_method, load_trained, trained_classes
 from predet.engine.log import setup_logging
@@ -61,14 +61,11 @@ from predet.visualize import (
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@errors_in_one_line()
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     setup_logging()
-    try:
-        path = args.draw(args)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    print(path)
+    print(args.draw(args))
 
 
 def detections(args: argparse.Namespace) -> Path:

@@ -38,6 +38,7 @@ from predet.engine.build import (
     load_for_evaluation,
     load_initial_weights,
 )
+from predet.engine.command_line import errors_in_one_line
 from predet.engine.config import list_keys as keys_of
 from predet.engine.config import load_config, require_sections
 from predet.engine.config_text import render, save_resolved
@@ -63,10 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry of `predet-train` and `tools/lazyconfig_train_net.py`."""
     args = make_parser().parse_intermixed_args(argv)
     args.command = shlex.join(["predet-train", *(sys.argv[1:] if argv is None else argv)])
-    try:
+    with errors_in_one_line():
         cfg = _load(args)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     if args.list_keys:
         sys.stdout.writelines(f"{key} = {value}\n" for key, value in keys_of(cfg).items())
         return
