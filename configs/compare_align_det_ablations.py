@@ -16,8 +16,8 @@ once more into another folder with data.unlabeled.source=datasets/single data.un
 from .common.compare_align_det import ablation_arms as arms
 from .common.compare_align_det import ablation_controls as controls
 from .common.compare_align_det import ablation_titles as titles
-from .common.compare_align_det import boxes, comparison, given, stages_with, updates
-from .common.comparison import BF16, budgets_of, data
+from .common.compare_align_det import boxes, comparison, given, stages_at, updates
+from .common.comparison import budgets_of, data
 
 comparison.title = "AlignDet: ablations on scenes"
 comparison.labels = [100]
@@ -25,21 +25,14 @@ comparison.labels = [100]
 updates.backbone = updates.pretrain = 120
 updates.finetune = 150
 
-stages = stages_with(
-    training=BF16,
-    views=BF16,
-    backbone=BF16,
-    search={"mode": "fast", "resize": "128", "workers": 1},
-    filters={"relative": [0.08, 0.8], "aspect": 3, "nms": 0.5},
-    clustering={"level": -2, "short_side": 256},
-)
+stages = stages_at(96, search="128", filters={"relative": [0.08, 0.8], "aspect": 3, "nms": 0.5})
 
 # Seconds of one core: an update with its share of evaluation, a run for boxes; AMD EPYC.
 timing = dict(
     image_domain=0.45,
     swav=0.7,
-    align_det=0.7,
-    deformable_detr=0.65,
+    align_det=0.36,
+    deformable_detr=0.42,
     proposals=60.0,
     filtered=10.0,
     clusters=90.0,

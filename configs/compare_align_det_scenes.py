@@ -9,38 +9,33 @@
 The whole chain without labels on all 1200 images: a ResNet-18 by contrast of images and places,
 Selective Search, filters, clusters (DETR family), AlignDet with the backbone frozen; then
 fine-tuning with new last layers. Scratch has as many updates in all; its backbone is random.
+Images have 96 pixels. FCOS is the dense detector, for it learns soonest: AP50 43.6 after 200 updates
+from scratch, RetinaNet 5.8 (one seed).
 """
 
-from .common.compare_align_det import boxes, comparison, given, stages_with, updates
+from .common.compare_align_det import boxes, comparison, given, stages_at, updates
 from .common.compare_align_det import three_arms as arms
 from .common.compare_align_det import three_controls as controls
 from .common.compare_align_det import three_titles as titles
-from .common.comparison import BF16, budgets_of, data
+from .common.comparison import budgets_of, data
 
 comparison.title = "AlignDet on scenes"
 comparison.labels = [100]
 
-updates.backbone = updates.pretrain = 150
-updates.finetune = 200
+updates.backbone = updates.pretrain = 100
+updates.finetune = 150
 
-stages = stages_with(
-    training=BF16,
-    views=BF16,
-    backbone=BF16,
-    search={"mode": "fast", "resize": "128", "workers": 1},
-    filters={"relative": [0.08, 0.8], "aspect": 3, "nms": 0.5},
-    clustering={"level": -2, "short_side": 256},
-)
+stages = stages_at(96, search="128", filters={"relative": [0.08, 0.8], "aspect": 3, "nms": 0.5})
 
 # Seconds of one core: an update with its share of evaluation, a run for boxes; AMD EPYC.
 timing = dict(
     image_domain=0.45,
-    align_det=0.45,
-    align_det_retinanet=0.35,
-    align_det_faster_rcnn=0.4,
-    deformable_detr=0.65,
-    retinanet=0.6,
-    faster_rcnn=1.1,
+    align_det=0.36,
+    align_det_fcos=0.4,
+    align_det_faster_rcnn=0.42,
+    deformable_detr=0.42,
+    fcos=0.42,
+    faster_rcnn=0.5,
     proposals=60.0,
     filtered=10.0,
     clusters=90.0,

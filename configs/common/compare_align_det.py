@@ -9,6 +9,8 @@ trained on the images, and one set of proposals.
 from predet.d2 import LazyCall as L
 from predet.engine.comparison import Clusters, Controls, Filtered, Proposals, Training
 
+from .comparison import BF16, TRAIN, sizes_at
+
 comparison = dict(title="AlignDet", labels=[20], seeds=3, matters=1.0)
 updates = dict(backbone=200, pretrain=200, finetune=200)
 boxes = dict(num=10, clusters=32)  # proposals of an image; clusters of all of them
@@ -17,32 +19,23 @@ given = dict(backbone="stage:backbone")  # or a file with weights of a ResNet-18
 BACKBONE = "model.detector.backbone.weights"
 
 
-def stages_with(
-    *,
-    training: dict | None = None,
-    evaluation: dict | None = None,
-    views: dict | None = None,
-    search: dict | None = None,
-    filters: dict | None = None,
-    clustering: dict | None = None,
-    backbone: dict | None = None,
-) -> dict:
+def stages_at(side: int, *, search: str, filters: dict) -> dict:
     """The stages of all three detectors and of the ablations.
 
     Args:
-        training: keys of every training on labels; `evaluation`: more of them.
-        views: keys of every AlignDet.
-        search, filters, clustering: options of proposals, of their filters and of their clusters.
-        backbone: keys of the backbone's training.
+        side: pixels of an image's shorter side.
+        search: size of the images on which proposals are searched.
+        filters: options of the filters of proposals.
     """
-    training, evaluation, views = training or {}, evaluation or {}, views or {}
+    sizes, crops, test = sizes_at(side)
+    views = {f"{TRAIN}.steps.0.{key.rpartition('.')[2]}": value for key, value in sizes.items()}
 
     def supervised(detector: str, **keys: object):
         return L(Training)(
             config=f"configs/tiny/{detector}.py",
             on="train",
             updates="${updates.finetune}",
-            set={**training, **evaluation, **keys},
+            set={**BF16, **sizes, **crops, **test, **keys},
         )
 
     def tuned(detector: str, *fresh: str):
@@ -57,6 +50,7 @@ def stages_with(
                 "data.store": f"stage:{boxes}",
                 "data.selection.top_k": "${boxes.num}",
                 BACKBONE: "${given.backbone}",
+                **BF16,
                 **views,
                 **keys,
             },
@@ -71,14 +65,14 @@ def stages_with(
             config=f"configs/tiny/{config}.py",
             on="unlabeled",
             updates="${updates.backbone}",
-            set=backbone or {},
+            set=BF16,
         )
 
     def clusters_by(encoder: str):
         return L(Clusters)(
             boxes="filtered",
             backbone=encoder,
-            options={"clusters": "${boxes.clusters}", **(clustering or {})},
+            options={"clusters": "${boxes.clusters}", "level": -2, "short_side": 256},
         )
 
     neck = ["all-but-backbone", "all-but-input_proj", "all-but-transformer.encoder"]
@@ -87,18 +81,18 @@ def stages_with(
     return dict(
         backbone=image_domain("image_domain"),
         swav=image_domain("swav"),
-        proposals=L(Proposals)(options=search or {}),
-        filtered=L(Filtered)(boxes="proposals", options=filters or {}),
+        proposals=L(Proposals)(options={"mode": "fast", "resize": search, "workers": 1}),
+        filtered=L(Filtered)(boxes="proposals", options=filters),
         clusters=clusters_by("backbone"),
         swav_clusters=clusters_by("swav"),
         align=aligned("align_det", "clusters"),
-        align_retinanet=aligned("align_det_retinanet"),
+        align_fcos=aligned("align_det_fcos"),
         align_faster_rcnn=aligned("align_det_faster_rcnn"),
         tune=tuned("deformable_detr"),
-        tune_retinanet=tuned("retinanet"),
+        tune_fcos=tuned("fcos"),
         tune_faster_rcnn=tuned("faster_rcnn"),
         finetune=supervised("deformable_detr"),
-        finetune_retinanet=supervised("retinanet"),
+        finetune_fcos=supervised("fcos"),
         finetune_faster_rcnn=supervised("faster_rcnn"),
         backbone_only=supervised("deformable_detr", **own_backbone),
         contrast=one_side(1.0, 0.0),
@@ -116,22 +110,22 @@ def stages_with(
 three_arms = dict(
     scratch=["finetune"],
     align=["align", "tune"],
-    scratch_retinanet=["finetune_retinanet"],
-    align_retinanet=["align_retinanet", "tune_retinanet"],
+    scratch_fcos=["finetune_fcos"],
+    align_fcos=["align_fcos", "tune_fcos"],
     scratch_faster_rcnn=["finetune_faster_rcnn"],
     align_faster_rcnn=["align_faster_rcnn", "tune_faster_rcnn"],
 )
 three_titles = dict(
     scratch="Deformable DETR, scratch",
     align="Deformable DETR, AlignDet",
-    scratch_retinanet="RetinaNet, scratch",
-    align_retinanet="RetinaNet, AlignDet",
+    scratch_fcos="FCOS, scratch",
+    align_fcos="FCOS, AlignDet",
     scratch_faster_rcnn="Faster R-CNN, scratch",
     align_faster_rcnn="Faster R-CNN, AlignDet",
 )
 three_controls = L(Controls)(
     scratch="finetune",
-    scratch_of=dict(align_retinanet="finetune_retinanet", align_faster_rcnn="finetune_faster_rcnn"),
+    scratch_of=dict(align_fcos="finetune_fcos", align_faster_rcnn="finetune_faster_rcnn"),
     shuffled=["align"],
 )
 
