@@ -9,8 +9,8 @@
 The whole chain without labels on all 1200 images: a ResNet-18 by contrast of images and places,
 Selective Search, filters, clusters (DETR family), AlignDet with the backbone frozen; then
 fine-tuning with new last layers. Scratch has as many updates in all; its backbone is random.
-Images have 96 pixels. FCOS is the dense detector, for it learns soonest: AP50 43.6 after 200 updates
-from scratch, RetinaNet 5.8 (one seed).
+Images have 96 pixels. FCOS is the dense detector, for it learns sooner: AP50 43.6 after 200
+updates from scratch, RetinaNet's 5.8 (one seed).
 """
 
 from .common.compare_align_det import boxes, comparison, given, stages_at, updates
