@@ -48,7 +48,7 @@ from predet.data.mapper import DetectionMapper
 from predet.data.region_search import RegionSearch, warn_without_levels
 from predet.data.sources import load_images
 from predet.data.store_checks import holds_levels
-from predet.engine.command_line import errors_in_one_line
+from predet.engine.command_line import MixedParser, errors_in_one_line
 from predet.engine.config import load_config
 from predet.engine.inference import load_trained, sha256_of
 from predet.engine.log import setup_logging
@@ -263,7 +263,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(required=True, metavar="search|targets|store|checkpoint")
+    commands = parser.add_subparsers(
+        required=True, metavar="search|targets|store|checkpoint", parser_class=MixedParser
+    )
 
     sub = commands.add_parser("search", help=of_search.__doc__)
     sub.set_defaults(run=of_search)

@@ -38,7 +38,7 @@ from predet.data.formats import load_dataset
 from predet.data.images import BadSampleError
 from predet.data.pseudo_labels import DEFAULT_TOP_K
 from predet.data.sampling import test_rng
-from predet.engine.command_line import errors_in_one_line
+from predet.engine.command_line import MixedParser, errors_in_one_line
 from predet.engine.config import load_config
 from predet.engine.inference import load_method, load_trained, trained_classes
 from predet.engine.log import setup_logging
@@ -321,7 +321,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=MixedParser)
 
     def command(name: str, draw: Any, columns: int | None) -> Any:
         sub = commands.add_parser(name, help=draw.__doc__)

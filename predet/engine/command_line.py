@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -18,3 +20,24 @@ def errors_in_one_line(*others: type[Exception]) -> Iterator[None]:
         yield
     except (ValueError, OSError, *others) as error:
         sys.exit(f"error: {error}")
+
+
+class MixedParser(argparse.ArgumentParser):
+    """Options may stand between positional arguments, also behind a command.
+
+    argparse has `parse_intermixed_args`, but not for a parser that has commands; so those of its
+    commands are of this class.
+    """
+
+    _plain = False
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        if self._plain:  # called by `parse_known_intermixed_args`
+            return super().parse_known_args(args, namespace)
+        self._plain = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._plain = False

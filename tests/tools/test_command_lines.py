@@ -1,4 +1,4 @@
-"""What a person can change is one line at the end of every tool, whoever refuses it."""
+"""What the tools' command lines share: where options may stand, and how errors end them."""
 
 from __future__ import annotations
 
@@ -70,3 +70,21 @@ def test_what_the_system_refuses_is_one_line(tmp_path: Path) -> None:
         load("convert_checkpoint").main(convert)
     with pytest.raises(SystemExit, match=r"^error: .*x\.pth: no published detector"):
         load("convert_checkpoint").main([*convert[:-1], str(tmp_path / "y.pth")])
+
+
+@pytest.mark.parametrize(
+    ("tool", "words"),
+    [
+        ("visualize", "batch a=1 --config-file c b=2 --output o c=3"),
+        ("visualize", "curves a=1 --output o b=2 c=3"),
+        ("evaluate_proposals", "targets a=1 --config-file c b=2 --data d c=3"),
+        ("evaluate_proposals", "checkpoint a=1 --config-file c b=2 --weights w --data d c=3"),
+    ],
+)
+def test_options_may_stand_between_the_arguments_of_a_command(tool: str, words: str) -> None:
+    parser = load(tool).make_parser()
+    for _ in range(2):
+        args = vars(parser.parse_args(words.split()))
+        assert args.get("opts", args.get("runs")) == ["a=1", "b=2", "c=3"]
+    with pytest.raises(SystemExit):
+        parser.parse_args([*words.split(), "--nope"])
