@@ -23,6 +23,7 @@ from predet.data.images import read_image
 from predet.data.loader import build_train_loader
 from predet.data.pretext_mapper import PatchMaker, PretextMapper
 from predet.data.pseudo_labels import pseudo_labelled
+from predet.data.region_clusters import cluster_store
 from predet.data.region_search import RegionSearch
 from predet.data.scenes import make_scenes
 from predet.data.sources import without_annotations
@@ -31,6 +32,7 @@ from predet.modeling.backbone import ResNet
 from predet.ops.selective_search import rank, to_rows
 from predet.pretext.feature_target import MeanAbsolute, NormalizedSquared
 from predet.pretext.region_encoder import RegionEncoder
+from predet.pretext.region_features import RoIAlignFeatures
 from predet.pretext.semantic_targets import KeepClasses, Objectness
 from predet.projects.detreg import DETReg
 from predet.projects.self_training import SelfTraining
@@ -51,7 +53,10 @@ SOURCES = {
     # Of a teacher, whose boxes are in the data set; and those of another image.
     "pseudo_boxes": lambda _: AnnotatedBoxes(),
     "shuffled": lambda _: AnnotatedBoxes(),
+    # Searched regions, whose classes are clusters of what a backbone sees in them.
+    "clustered": lambda _: AnnotatedBoxes(),
 }
+DATASET_STORES = {"pseudo_boxes": "boxes", "shuffled": "boxes", "clustered": "clusters"}
 DETECTORS = ("detr", "deformable", "deformable_two_stage", "h_deformable")
 
 
@@ -120,7 +125,17 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         keys = [record.key for record in records]
         writer = BoxStoreWriter(folder / name, info=infos[name], keys=keys)
         writer.write_shard(0, rows)
-        writer.finish()
+        store = writer.finish()
+        if name == "regions":
+            cluster_store(
+                store,
+                folder / "clusters",
+                dataset=dataset,
+                describe=RoIAlignFeatures(encoder=region_encoder(), short_side=96),
+                encoder={"weights": "random"},
+                num_clusters=3,
+                dimensions=4,
+            )
     return folder
 
 
@@ -131,10 +146,11 @@ def batch_of(scenes: Path) -> Callable[[str], list[dict]]:
     @functools.cache
     def make(source: str) -> list[dict]:
         dataset = load_dataset(scenes / "scenes")
-        if source in ("pseudo_boxes", "shuffled"):
+        if source in DATASET_STORES:
             seed = 0 if source == "shuffled" else None
+            store = scenes / DATASET_STORES[source]
             dataset = pseudo_labelled(
-                dataset, store=scenes / "boxes", top_k=K, score_threshold=0.0, shuffle_seed=seed
+                dataset, store=store, top_k=K, score_threshold=0.0, shuffle_seed=seed
             )
         elif source != "annotated":
             dataset = without_annotations(dataset)
@@ -207,3 +223,12 @@ def test_boxes_of_another_image_are_another_ones(batch_of: Callable) -> None:
     assert [s["key"] for s in own] == [s["key"] for s in others]
     patches = [torch.cat([s["patches"].float() for s in batch]) for batch in (own, others)]
     assert not any(a.equal(b) for a in patches[0] for b in patches[1])
+
+
+def test_clusters_are_classes(batch_of: Callable) -> None:
+    """More than one of them, as far as the batch goes; the detectors of the grid have three."""
+    classes = {
+        int(label) for sample in batch_of("clustered") for label in sample["instances"].gt_classes
+    }
+    assert len(classes) > 1
+    assert classes <= {0, 1, 2}
