@@ -39,6 +39,7 @@ from predet.engine.provenance import describe_dataset
 from predet.engine.stages import StageFailed
 
 CONFIG = HERE / "comparison_config.py"
+ARMS = ("scratch", "method")
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +196,38 @@ def test_a_change_moves_only_what_depends_on_it(tmp_path: Path, scenes: Path) ->
     assert before["method", 0][1].name != after["method", 0][1].name
     other_set = resolved(resolver_for(tmp_path / "out", source, "comparison.labels=[11]"))
     assert not {c[0].name for c in before.values()} & {c[0].name for c in other_set.values()}
+
+
+def test_a_training_is_told_all_that_the_comparison_says(tmp_path: Path, scenes: Path) -> None:
+    source = (f"data.train.source={scenes}", "comparison.labels=[0.5]", "updates.finetune=10")
+    resolver = resolver_for(tmp_path / "out", *source)
+    resolver.comparison.data["unlabeled"] = {"source": str(scenes / "train")}
+
+    def told(finetune: Training) -> list[dict[str, object]]:
+        stages = {**resolver.comparison.stages, "finetune": finetune}
+        resolver.comparison = dataclasses.replace(resolver.comparison, stages=stages)
+        chain = resolver.chain("method", resolver.comparison.cells[0])
+        given = [[part.split("=", 1) for part in s.command if "=" in part] for s in chain]
+        return [{key: parse_value(value) for key, value in parts} for parts in given]
+
+    finetune = resolver.comparison.stages["finetune"]
+    pretraining, finetuning = told(finetune)
+    assert pretraining["data.unlabeled.source"] == str(scenes / "train")
+    # What the comparison leaves out is not left to the training config.
+    assert (pretraining["data.unlabeled.split"], pretraining["data.unlabeled.image_root"]) == (
+        None,
+        None,
+    )
+    assert "train.init_checkpoint" not in pretraining
+    assert "train.eval_period" not in pretraining
+    assert (finetuning["data.train.split"], finetuning["data.test.split"]) == ("train", "test")
+    assert finetuning["data.train.fraction"] == 0.5
+    assert "data.train.num_images" not in finetuning
+    assert (finetuning["train.max_iter"], finetuning["train.reinit"]) == (10, "auto")
+    assert finetuning["train.eval_period"] == finetuning["train.checkpoint_period"] == 3
+    other = dataclasses.replace(finetune, set={"train.reinit": ["all-but-backbone"]})
+    resolver = resolver_for(tmp_path / "out", *source)
+    assert told(other)[1]["train.reinit"] == ["all-but-backbone"]
 
 
 def test_other_data_or_another_version_are_other_stages(
@@ -370,6 +403,10 @@ def test_a_planted_null_is_not_called_a_gain(
     by_letter = {d.letter: d for d in found.differences if d.metric == "AP"}
     assert by_letter["a"].seeds.mean > 3
     assert by_letter["d"].images.low <= 0 or by_letter["d"].seeds.low <= 0
+    wanted = resolver_for(tmp_path, f"data.train.source={scenes}", "comparison.matters=60")
+    (verdict,) = write_page(wanted, tmp_path, command="", leakage=False).verdicts
+    assert verdict.answer == "no"
+    assert "a gain of 60 AP or more is excluded" in verdict.sentence
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes by /proc")
@@ -392,7 +429,9 @@ def test_a_killed_comparison_goes_on_with_what_is_missing(tmp_path: Path, scenes
     assert set(runs.values()) == {"x", "xx"}
 
 
-def test_page_of_what_has_finished(tmp_path: Path, scenes: Path) -> None:
+def test_page_of_what_has_finished(
+    tmp_path: Path, scenes: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     resolver = resolver_for(tmp_path, f"data.train.source={scenes}", "comparison.seeds=1")
     with pytest.raises(ValueError, match="no arm has finished"):
         write_page(resolver, tmp_path, command="")
@@ -404,6 +443,15 @@ def test_page_of_what_has_finished(tmp_path: Path, scenes: Path) -> None:
     assert verdict.answer == "cannot tell"
     assert "at least 3 seeds" in verdict.sentence
     assert "5 runs have not finished" in (tmp_path / "comparison.md").read_text()
+    assert "its stored detections have" not in caplog.text
+    scratch, method = (resolver.chain(arm, resolver.comparison.cells[0]) for arm in ARMS)
+    (scratch[0].folder / "evaluation" / "coco_results.json").write_text("[]")
+    method[0].product.unlink()  # its own fine-tuning is still there
+    analysis = write_page(resolver, tmp_path, command="", leakage=False)
+    assert analysis.results.missing == 1
+    assert not any(run.arm == "method" for run in analysis.results.runs)
+    assert f"{scratch[0].name} reported AP" in caplog.text
+    assert "its stored detections have 0.00" in caplog.text
 
 
 def test_plan_counts_and_estimates(tmp_path: Path, scenes: Path) -> None:

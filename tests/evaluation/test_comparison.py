@@ -16,7 +16,7 @@ from predet.evaluation.comparison import (
     updates_to_reach,
     verdicts,
 )
-from predet.evaluation.resampling import ClassMatches, Matches
+from predet.evaluation.resampling import ClassMatches, Matches, resample_weights
 from predet.evaluation.statistics import Interval, t_interval
 
 ARMS = (
@@ -88,6 +88,38 @@ def test_only_seeds_that_both_arms_have_count() -> None:
     del runs[-1]  # the method's last seed
     found = differences(runs, ARMS, metrics=("AP",), resamples=10)
     assert {tuple(d.by_seed) for d in found} == {(0, 1)}
+
+
+def test_image_draws_are_those_of_each_metric_averaged_over_seeds() -> None:
+    """AP50 knows more hits than the other thresholds; gains lie in other images for each seed."""
+    rng = np.random.default_rng(7)
+    weights = resample_weights(IMAGES, resamples=200, seed=0)
+    runs, levels = [], {}
+    for seed, (low, high) in enumerate([(0.2, 0.9), (0.5, 0.6)]):
+        for arm, level in (("longer", low), ("method", high)):
+            part = slice(0, 20) if seed else slice(30, 60)
+            shares = np.full(IMAGES, low)
+            shares[part] = level
+            loose = rng.binomial(5, shares)  # of 5 objects, found at an IoU of 0.5
+            strict = rng.binomial(loose, 0.5)  # and beyond
+            image = np.repeat(np.arange(IMAGES), loose)
+            first = np.arange(len(image)) - np.searchsorted(image, image) < strict[image]
+            hit = np.stack([np.ones(len(image), bool), *[first] * 9])
+            one = ClassMatches(image=image, hit=hit, counts=hit, objects=np.full(IMAGES, 5))
+            found = Matches(tuple(range(IMAGES)), (one,))
+            runs.append(Run(arm, "5%", seed, {"AP": 0.0, "AP50": 0.0}, ((1, 0.0),), 0, found))
+            # Without a false alarm AP is the share of the 101 recall steps that are reached.
+            ap50, beyond = (
+                100 * (np.floor(100 * (weights @ hits) / (5 * IMAGES)) + 1) / 101
+                for hits in (loose, strict)
+            )
+            levels[arm, seed] = {"AP": 0.1 * ap50 + 0.9 * beyond, "AP50": ap50}
+    arms = (Arm("method", "method", {"b": "longer"}),)
+    for difference in differences(runs, arms, resamples=200):
+        name = difference.metric
+        gain = sum(levels["method", s][name] - levels["longer", s][name] for s in (0, 1)) / 2
+        ends = difference.images.low, difference.images.high
+        assert ends == pytest.approx(np.percentile(gain, [2.5, 97.5]), abs=0.6)  # about a step
 
 
 def test_a_planted_effect_is_found() -> None:
@@ -190,6 +222,16 @@ def test_a_small_test_set_is_named_as_the_reason() -> None:
     assert verdict.answer == "cannot tell"
     assert "needs about 400 test images" in verdict.sentence  # half width 4 for a mean of 2
     assert images_needed(Interval(2.0, -2.0, 6.0), 100) == 400
+
+
+def test_seeds_that_agree_on_a_loss_leave_it_to_the_test_images() -> None:
+    found = [
+        difference("b", [3.0, 3.2, 2.9], 2.7, 3.3),
+        difference("c", [-2.0, -2.1, -1.9], -6.0, 2.0),
+    ]
+    (verdict,) = verdicts(found, ARMS, test_images=100)
+    assert verdict.answer == "cannot tell"
+    assert "the seeds agree, but the test set is small: needs about 400" in verdict.sentence
 
 
 def test_a_gain_that_test_images_leave_open_is_no_no() -> None:

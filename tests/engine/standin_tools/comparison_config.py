@@ -4,7 +4,7 @@
 from predet.d2 import LazyCall as L
 from predet.engine.comparison import Controls, PseudoLabels, Training
 
-comparison = dict(title="Stand-ins", labels=[10], seeds=3)
+comparison = dict(title="Stand-ins", labels=[10], seeds=3, matters=1.0)
 data = dict(
     train=dict(source="scenes", split="train", image_root=None),
     unlabeled=dict(source="${data.train.source}", split="train", image_root=None),
