@@ -161,6 +161,20 @@ def test_a_sample_is_enough_and_is_drawn_by_the_seed(store: BoxStore, tmp_path: 
     assert len(seen) == IMAGES
     with pytest.raises(ValueError, match="8 clusters of 6 regions"):
         clustered(store, tmp_path, "fewer", sample=6, num_clusters=8)
+    drawn = []
+    for seed in (0, 0, 1):
+        first: list[bytes] = []
+
+        def watched_colours(image: np.ndarray, boxes: np.ndarray, to=first) -> np.ndarray:
+            to.append(image.tobytes())
+            return colour_of(image, boxes)
+
+        shutil.rmtree(tmp_path / "drawn", ignore_errors=True)
+        (tmp_path / "drawn.clusters.npz").unlink(missing_ok=True)
+        options = {"describe": watched_colours, "sample": 5, "num_clusters": 3}
+        clustered(store, tmp_path, "drawn", seed=seed, **options)
+        drawn.append(set(first[:2]))
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_a_killed_job_goes_on_with_the_same_clusters(store: BoxStore, tmp_path: Path) -> None:

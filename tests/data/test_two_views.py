@@ -176,6 +176,19 @@ def test_views_are_a_function_of_the_generator(record):
     assert not draws[0][0]["image"].equal(draws[0][1]["image"])
 
 
+def test_changes_of_pixels_come_after_the_geometry_of_each_view(record):
+    def inverted(image, rng):
+        return 255 - image
+
+    plain, changed = (
+        mapper(CROPS, photometric)(record, np.random.default_rng(4))["views"]
+        for photometric in ((), (inverted, inverted, inverted))
+    )
+    for view, other in zip(plain, changed, strict=True):
+        assert other["image"].equal(255 - view["image"])
+        assert other["instances"].image_size == tuple(other["image"].shape[1:])
+
+
 def test_changes_are_those_of_pillow_at_the_papers_strengths():
     image = np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8)
     pillow = Image.fromarray(image)

@@ -64,10 +64,10 @@ def test_long_images_are_kept_within_the_largest_size() -> None:
 def test_crops_hold_the_box_and_nothing_else() -> None:
     image, boxes, colors = picture()
     describe = CropFeatures(encoder=encoder(), size=16)
-    found = describe(image, boxes + np.array([1, 1, -1, -1], np.float32))
-    np.testing.assert_allclose(found, colors, atol=0.5)
-    many = np.repeat(boxes, 30, axis=0)
-    assert describe(image, many).shape == (90, 3)
+    inner = boxes + np.array([1, 1, -1, -1], np.float32)
+    np.testing.assert_allclose(describe(image, inner), colors, atol=0.5)
+    many = describe(image, np.repeat(inner, 30, axis=0))  # more than are looked at together
+    np.testing.assert_allclose(many, np.repeat(colors, 30, axis=0), atol=0.5)
 
 
 @pytest.mark.parametrize(
@@ -110,3 +110,5 @@ def test_features_are_deterministic_and_need_trained_weights() -> None:
         assert first.shape == (3, 512)
         assert np.array_equal(first, describe(image, boxes))
         assert not torch.is_grad_enabled() or not torch.from_numpy(first).requires_grad
+        describe.level = 0
+        assert describe(image, boxes).shape == (3, 256)

@@ -66,6 +66,13 @@ def test_rows_and_table(
     printed = capsys.readouterr().out
     assert "one box for all patches" in printed
     assert "95% of 2 draws" in printed
+    for name, heading in tool.HEADINGS.items():
+        line = next(line for line in printed.splitlines() if line.startswith(heading))
+        iou, found, score = (
+            np.mean([row[name][key] for row in rows]) for key in ("iou", "found", "score")
+        )
+        told = line.removeprefix(heading).split()
+        assert (told[0], told[-2:]) == (f"{iou:.3f}", [f"{100 * found:.1f}%", f"{score:.2f}"])
     tool.main(command)
     again = [json.loads(line) for line in output.read_text().splitlines()]
     assert again[2:] == again[:2] == rows

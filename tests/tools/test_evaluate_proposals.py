@@ -201,6 +201,8 @@ def test_trainings_have_a_line_each_and_one_of_their_mean(
     assert [first["boxes"], second["boxes"]] == files
     assert first["AR100"] == pytest.approx(100)
     assert second["AR100"] < 90
+    # Images without boxes count among those that boxes are averaged over.
+    assert second["boxes_per_image"] == sum(len(image.scores) for image in truth[:3]) / 6
     assert mean["boxes"] == "mean of 2 trainings"
     assert mean["parameters"]["of"] == files
     for name in METRICS:

@@ -59,6 +59,27 @@ def test_losses_are_those_of_the_detector_and_the_contrast(any_detector, views, 
     assert expected > 1
 
 
+def test_what_is_compared_with_comes_from_the_copy(detector, views, method):
+    data, model = views(), method(detector("detr"))
+    before = model(data)["loss_contrast"]  # the copy is made
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.target.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    found = model(data)["loss_contrast"]
+    second = [{**sample, **sample["views"][1]} for sample in data]
+    online = model.detector.regions(data)
+    target = model.target["detector"].regions(second)
+    expected = instance_contrast(
+        model.projector(online.features, online.slots),
+        online.instances,
+        model.target["projector"](target.features, target.slots),
+        target.instances,
+    )
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert abs(found - before) > 1e-3
+
+
 def test_temperature_and_negatives_of_others_count(detector, views, method, monkeypatch):
     data, plain = views(), detector("detr").train()
     model = method(plain, temperature=0.2, gather_negatives=True)

@@ -83,23 +83,26 @@ def test_further_negatives_equal_loops():
     assert float(found) > float(instance_contrast(queries, ids[0], keys, ids[1])) + 0.01
 
 
-def test_no_gradient_reaches_keys_and_negatives():
+@pytest.mark.parametrize("key_ids", [[0, 1, 1], [-1, 1, 1]], ids=["keys", "themselves"])
+def test_no_gradient_reaches_keys_and_negatives(key_ids):
     """The gradient is that of a loss whose negatives and keys are constants, query by query."""
-    query_ids, key_ids = torch.tensor([0, 0, 1, -1]), torch.tensor([0, 1, 1])
-    queries, keys = (torch.from_numpy(features(n, s)).float() for n, s in ((4, 0), (3, 1)))
-    queries.requires_grad_(True)
-    keys.requires_grad_(True)
-    instance_contrast(queries, query_ids, keys, key_ids).backward()
-    assert keys.grad is None or not keys.grad.any()
+    query_ids, key_ids = torch.tensor([0, 0, 1, -1]), torch.tensor(key_ids)
+    queries, keys, others = (
+        torch.from_numpy(features(n, s)).float().requires_grad_() for s, n in enumerate((4, 3, 2))
+    )
+    instance_contrast(queries, query_ids, keys, key_ids, others=others).backward()
+    for constant in (keys, others):
+        assert constant.grad is None or not constant.grad.any()
     assert not queries.grad[3].any()  # background: a negative only
     constants, fixed = queries.detach().clone(), keys.detach()
     cosine = torch.nn.functional.cosine_similarity
     total = torch.zeros(())
     for row, weight in ((0, 0.25), (1, 0.25), (2, 0.5)):
         anchor, own = queries[row][None], query_ids[row]
-        against = torch.cat([constants[query_ids != own], fixed[key_ids != own]])
-        wrong = (cosine(anchor, against) / 0.5).exp().sum()
-        right = (cosine(anchor, fixed[key_ids == own]) / 0.5).exp()
+        against = [constants[query_ids != own], fixed[key_ids != own], others.detach()]
+        wrong = (cosine(anchor, torch.cat(against)) / 0.5).exp().sum()
+        pairs = fixed[key_ids == own] if own in key_ids else constants[query_ids == own]
+        right = (cosine(anchor, pairs) / 0.5).exp()
         total = total - weight * (right / (right + wrong)).log().mean()
     expected = torch.autograd.grad(total, queries)[0]
     torch.testing.assert_close(queries.grad, expected, atol=1e-6, rtol=1e-4)

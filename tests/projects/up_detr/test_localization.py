@@ -110,8 +110,11 @@ def test_drawn_patches_depend_on_the_seed_and_the_image_alone(tmp_path, caplog):
     assert first.keys() == again.keys() == other.keys()
     assert all(first[key].equal(again[key]) for key in first)
     assert not any(first[key].equal(other[key]) for key in first)
-    few = list(cut_patches(dataset, mapper, seed=0, num_images=2))
-    assert len(few[0]) <= 2
+    for seed in range(3):
+        few = [s for b in cut_patches(dataset, mapper, seed=seed, num_images=3) for s in b]
+        chosen = np.random.default_rng(seed).permutation(7)[:3]
+        keys = {dataset.key(int(index)) for index in chosen} - {"000003.png"}
+        assert {sample["key"] for sample in few} == keys
 
 
 def test_controls_are_measured_on_the_same_patches():
