@@ -88,6 +88,19 @@ def test_near_is_told_in_sides_of_the_larger_cell():
     assert matches.second[matches.near].unique().tolist() == [0, 1, GRID, GRID + 1]
 
 
+def test_cells_as_far_apart_as_may_be_are_near():
+    """The same cells of 8 pixels, moved by 4."""
+    views = [
+        EncodedView((), torch.tensor([[[1.0, 0, shift], [0, 1.0, 0]]]), (SIZE, SIZE))
+        for shift in (0.0, 4.0)
+    ]
+    near = [
+        int(match_cells(*views, (GRID, GRID), num_cells=GRID**2, max_distance=most).near.sum())
+        for most in (0.49, 0.5)
+    ]
+    assert near == [0, GRID**2]
+
+
 def differences(max_distance: float, wrong: bool = False) -> tuple[float, float]:
     """Mean difference in colour of matched cells, and of cells matched by chance."""
     make, rng = RandomView(size=SIZE, area=(0.3, 0.9)), np.random.default_rng(2)

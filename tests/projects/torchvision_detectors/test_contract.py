@@ -13,6 +13,15 @@ from predet.modeling.backbone import ResNet
 from predet.projects.torchvision_detectors import FasterRCNN, RetinaNet
 
 
+def test_images_are_normalised_and_padded_as_asked_for(name, parts):
+    asked = {"pixel_mean": (1.0, 2.0, 3.0), "pixel_std": (2.0, 4.0, 5.0), "size_divisibility": 64}
+    batch = parts.make_batch()
+    pixels = parts.build(name, **asked).preprocess(batch).pixels
+    assert pixels.shape[2:] == (128, 128)
+    mean, std = (torch.tensor(asked[key])[:, None, None] for key in ("pixel_mean", "pixel_std"))
+    torch.testing.assert_close(pixels[0, :, :64, :96], (batch[0]["image"] - mean) / std)
+
+
 def test_a_class_that_the_detector_does_not_have_is_named(name, parts):
     batch = parts.make_batch()
     batch[0]["instances"].gt_classes[1] = 3

@@ -131,17 +131,29 @@ def test_two_stage_boxes_are_regressed_by_their_class(parts):
     assert (gradient[[0, 1, 3]] == 0).all()
 
 
-def test_two_stage_regions_overlap_their_instances(parts):
+def test_two_stage_regions_overlap_their_instances_and_learn_their_boxes(parts):
     torch.manual_seed(0)
     model = parts.build("faster_rcnn").train()
     batch = parts.make_batch()
-    seen = []
-    pool = model.network.roi_heads.box_roi_pool
-    hook = pool.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[1]))
+    seen, told = [], []
+    heads = model.network.roi_heads
+    heads.box_roi_pool.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1]))
+    heads.box_predictor.bbox_pred.register_forward_hook(lambda *call: told.append(call[2]))
     regions = model.regions(batch, max_regions=100_000)
-    hook.remove()
-    overlap = box_iou(torch.cat(seen[0]), all_boxes(batch))
+    boxes, known = torch.cat(seen[0]), all_boxes(batch)
+    overlap = box_iou(boxes, known)
     assert (overlap[torch.arange(len(overlap)), regions.instances] >= 0.5).all()
+    # Faster R-CNN's targets, with torchvision's weights and its point of the smooth L1 loss.
+    wanted = known[regions.instances]
+    sizes, sizes_wanted = (b[:, 2:] - b[:, :2] for b in (boxes, wanted))
+    steps = (wanted[:, :2] + sizes_wanted / 2 - boxes[:, :2] - sizes / 2) / sizes
+    deltas = torch.cat([10 * steps, 5 * (sizes_wanted / sizes).log()], dim=1)
+    labels = torch.cat([s["instances"].gt_classes for s in batch])[regions.instances] + 1
+    predicted = told[0].unflatten(1, (4, 4))[torch.arange(len(labels)), labels]
+    error = (predicted - deltas).abs()
+    smooth = torch.where(error < 1 / 9, 4.5 * error**2, error - 1 / 18)
+    torch.testing.assert_close(regions.losses["loss_bbox"], smooth.sum() / len(labels))
+    assert deltas.abs().max() > 1
 
 
 def test_regions_train_everything_but_what_is_frozen(model, name, parts):
