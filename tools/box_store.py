@@ -37,14 +37,12 @@ from predet.data.box_filters import (
     RelativeSize,
     filter_store,
     soco_filter,
-    without_levels,
 )
 from predet.data.box_store import BoxStore
 from predet.data.box_store_coco import export_coco, import_coco
 from predet.data.box_store_npy import import_npy
 from predet.data.dataset import DetectionDataset
 from predet.data.formats import load_dataset
-from predet.data.store_checks import holds_levels
 from predet.engine.command_line import errors_in_one_line
 
 SHOWN = 20
@@ -59,10 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def show(args: argparse.Namespace) -> None:
     """What made a store and what is in it, or the boxes of one image."""
     store = BoxStore(args.store, allow_partial=True)
-    levels = holds_levels(store)
     if args.key is not None:
         try:
-            row = without_levels(store[args.key]) if levels else store[args.key]
+            row = store[args.key]
         except KeyError as error:
             raise ValueError(error.args[0]) from error
         names = store.class_names or ("object",)
@@ -78,14 +75,12 @@ def show(args: argparse.Namespace) -> None:
     sizes = [np.zeros(0, int)]
     scores = [np.zeros(0)]
     for columns in store.shards():
-        real = columns.scores >= 0 if levels else np.ones(len(columns.scores), bool)
-        row = np.repeat(np.arange(len(columns.keys)), np.diff(columns.offsets))
-        sizes.append(np.bincount(row[real], minlength=len(columns.keys)))
-        scores.append(columns.scores[real])
+        sizes.append(np.diff(columns.offsets))
+        scores.append(columns.scores)
     boxes, score = np.concatenate(sizes), np.concatenate(scores)
     print(
         f"{len(boxes)} images, {boxes.sum()} boxes"
-        + " (besides what tells levels of Selective Search)" * levels
+        + " (besides what tells levels of Selective Search)" * store.holds_levels
     )
     if len(score):
         print(

@@ -47,7 +47,6 @@ from predet.data.loader import build_test_loader
 from predet.data.mapper import DetectionMapper
 from predet.data.region_search import RegionSearch, warn_without_levels
 from predet.data.sources import load_images
-from predet.data.store_checks import holds_levels
 from predet.engine.command_line import MixedParser, errors_in_one_line
 from predet.engine.config import load_config
 from predet.engine.inference import load_trained, sha256_of
@@ -163,10 +162,10 @@ def of_store(args: argparse.Namespace, dataset: DetectionDataset) -> Iterator[Ro
     """Boxes of a store."""
     store = BoxStore(args.store)
     about = {"boxes": str(store.path), "parameters": {"method": store.meta["method"]}}
-    if holds_levels(store):
+    if store.holds_levels:
         check_store(dataset, store)
         rows = {
-            int(dataset.image_ids[index]): store[key]
+            int(dataset.image_ids[index]): store.with_levels(key)
             for index, key in enumerate(dataset.keys())
             if key in store
         }

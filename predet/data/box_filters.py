@@ -120,7 +120,7 @@ class Chain:
     def __call__(self, row: BoxRow) -> np.ndarray:
         kept = np.arange(len(row.boxes))
         for one in self.filters:
-            kept = kept[one(take_boxes(row, kept))]
+            kept = kept[one(row.take(kept))]
         return kept
 
 
@@ -159,9 +159,9 @@ def filter_store(
 ) -> BoxStore:
     """A new store with what the filters leave of each image, one after the other.
 
-    Every image keeps its row, also without boxes. Rows that only tell levels of Selective Search
-    (scores below 0) go: the order of a filtered store cannot be drawn anew. By default readers take
-    all boxes of the result.
+    Every image keeps its row, also without boxes. What tells levels of Selective Search goes: the
+    order of a filtered store cannot be drawn anew. By default readers take all boxes of the result
+    that score 0 or more.
 
     Args:
         source: a finished store, or its folder.
@@ -187,8 +187,8 @@ def filter_store(
         for key in writer.shard_keys(shard):
             if key in skipped:
                 continue
-            row = without_levels(store[key])
-            rows.append(take_boxes(row, keep(row)))
+            row = store[key]
+            rows.append(row.take(keep(row)))
             before, after = before + len(row.boxes), after + len(rows[-1].boxes)
         gone = {key: skipped[key] for key in writer.shard_keys(shard) if key in skipped}
         writer.write_shard(shard, rows, skipped=gone)
@@ -202,18 +202,6 @@ def filter_store(
         len(result),
     )
     return result
-
-
-def take_boxes(row: BoxRow, positions: np.ndarray) -> BoxRow:
-    """The row with some of its boxes."""
-    return row._replace(
-        boxes=row.boxes[positions], scores=row.scores[positions], classes=row.classes[positions]
-    )
-
-
-def without_levels(row: BoxRow) -> BoxRow:
-    """The row's boxes, each once: what scores below 0 only tells levels of Selective Search."""
-    return take_boxes(row, np.flatnonzero(row.scores >= 0))
 
 
 def described(part: Any) -> Any:

@@ -12,11 +12,16 @@ there, and the finished store is the same whoever wrote which part.
 
 Boxes are absolute xyxy float32 in the frame of the original image (height x width pixels, EXIF
 orientation applied).
+
+A store of Selective Search may have, behind the boxes of an image, rows that score below 0 and only
+tell levels (`predet.ops.selective_search.to_rows`). They are no boxes: who reads a store does not
+see them, but for `with_levels` and `scores`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -60,6 +65,12 @@ class BoxRow(NamedTuple):
     scores: np.ndarray  # (N,) float32
     classes: np.ndarray  # (N,) int64, an index into the store's class names
 
+    def take(self, which: np.ndarray) -> BoxRow:
+        """The row with some of its boxes: positions, or (N,) bool."""
+        return self._replace(
+            boxes=self.boxes[which], scores=self.scores[which], classes=self.classes[which]
+        )
+
 
 class BoxColumns(NamedTuple):
     """The rows of one shard, flat: the boxes of row i are `boxes[offsets[i]:offsets[i + 1]]`."""
@@ -74,13 +85,17 @@ class BoxColumns(NamedTuple):
 
 
 class ScoreColumns(NamedTuple):
-    """What `BoxStore.scores` reads of one shard: all but boxes and classes."""
+    """What `BoxStore.scores` reads of one shard: all but boxes and classes; levels too."""
 
     keys: list[str]  # R
     heights: np.ndarray  # (R,) int32
     widths: np.ndarray  # (R,) int32
     offsets: np.ndarray  # (R + 1,) int64
     scores: np.ndarray  # (T,) float32
+
+    def count(self, which: np.ndarray) -> np.ndarray:
+        """How many of the (T,) bool `which` each row has -> (R,) int64."""
+        return np.diff(_offsets_of(which, self.offsets))
 
 
 class BoxStore:
@@ -113,6 +128,20 @@ class BoxStore:
         """Names of the classes, or None where the boxes carry no class (all are 0)."""
         names = self.meta["class_names"]
         return None if names is None else tuple(names)
+
+    @functools.cached_property
+    def holds_levels(self) -> bool:
+        """Whether the boxes are regions of Selective Search whose order can be drawn anew.
+
+        A store of that method may hold boxes alone: filtered ones, or ones from elsewhere.
+        """
+        if not self.meta["method"].startswith("selective_search"):
+            return False
+        for columns in self.scores():
+            filled = np.flatnonzero(np.diff(columns.offsets))
+            if len(filled):
+                return bool(columns.count(columns.scores < 0)[filled[0]])
+        return False
 
     def key(self, number: int) -> str:
         """The key of row `number`, in the store's order."""
@@ -151,6 +180,11 @@ class BoxStore:
         Raises:
             KeyError: the store has no such image; names store and key.
         """
+        row = self.with_levels(key)
+        return row.take(row.scores >= 0) if self.holds_levels else row
+
+    def with_levels(self, key: str) -> BoxRow:
+        """The same and, if the store has them, the rows that tell levels of Selective Search."""
         number = self._index.get(key)
         if number is None:
             reason = self.skipped.get(key)
@@ -165,10 +199,11 @@ class BoxStore:
         for position, path in enumerate(self._shards):
             with _reading(path):
                 table = self._file(position).read(use_threads=False)
-            yield _columns(table)
+            columns = _columns(table)
+            yield _boxes_alone(columns) if self.holds_levels else columns
 
     def scores(self) -> Iterator[ScoreColumns]:
-        """The same without boxes and classes, at a fifth of the cost."""
+        """All rows without boxes and classes, at a fifth of the cost; those of levels too."""
         for position, path in enumerate(self._shards):
             with _reading(path):
                 table = self._file(position).read(
@@ -190,7 +225,7 @@ class BoxStore:
         count = self.meta["shards"]
         wanted = [self.path / shard_name(shard, count) for shard in range(count)]
         present = [path for path in wanted if path.exists()]
-        if self.meta["complete"] and len(present) == count:
+        if len(present) == count and (self.meta["complete"] or self.allow_partial):
             return present
         state = (
             f"box store {self.path} is not finished: {len(present)} of {count} shards are there"
@@ -304,6 +339,22 @@ def _columns(table: pa.Table) -> BoxColumns:
         scores=_list_array(table, "scores").flatten().to_numpy(zero_copy_only=False),
         classes=_list_array(table, "classes").flatten().to_numpy(zero_copy_only=False),
     )
+
+
+def _boxes_alone(columns: BoxColumns) -> BoxColumns:
+    """Without the rows that only tell levels of Selective Search."""
+    kept = columns.scores >= 0
+    return columns._replace(
+        offsets=_offsets_of(kept, columns.offsets),
+        boxes=columns.boxes[kept],
+        scores=columns.scores[kept],
+        classes=columns.classes[kept],
+    )
+
+
+def _offsets_of(kept: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Where rows begin and end when of all that they have only (T,) bool `kept` is kept."""
+    return np.append(0, np.cumsum(kept, dtype=np.int64))[offsets]
 
 
 def _offsets(lists: pa.Array) -> np.ndarray:

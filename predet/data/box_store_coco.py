@@ -18,11 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from predet.data.box_filters import without_levels
 from predet.data.box_store import BoxRow, BoxStore
 from predet.data.box_store_writer import BoxStoreWriter, StoreInfo
 from predet.data.dataset import DetectionDataset
-from predet.data.store_checks import holds_levels
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +102,7 @@ def export_coco(
     """Write a store's boxes as COCO JSON.
 
     Args:
-        store: what to write; rows that only tell levels of Selective Search are left out.
+        store: what to write.
         path: the file to make.
         results: a bare list of results instead of a full file.
         image_ids: COCO image id of each key; None counts from 1 in the store's order.
@@ -116,10 +114,7 @@ def export_coco(
     ids = store.meta["category_ids"] or list(range(1, len(names) + 1))
     listed: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    levels = holds_levels(store)
     for row in store:
-        if levels:
-            row = without_levels(row)
         if image_ids is not None and row.key not in image_ids:
             raise ValueError(f"no image id was given for '{row.key}' of box store {store.path}")
         image_id = len(listed) + 1 if image_ids is None else int(image_ids[row.key])

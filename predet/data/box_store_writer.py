@@ -24,7 +24,6 @@ from predet.data.box_store import (
     BoxRow,
     BoxStore,
     fingerprint,
-    open_shard,
     read_meta,
     shard_name,
 )
@@ -114,6 +113,7 @@ class BoxStoreWriter:
         )
         self.meta = self._begin(meta)
         self.num_classes = None if info.class_names is None else len(info.class_names)
+        self._finished = self.meta["complete"] and not self.missing_shards()
 
     @property
     def num_shards(self) -> int:
@@ -175,27 +175,31 @@ class BoxStoreWriter:
     def finish(self) -> BoxStore:
         """Count what was written, mark the store as complete, and open it.
 
+        One that was finished before stays as it is: runs know a store by its counts.
+
         Raises:
             ValueError: shards are missing.
         """
+        if self._finished:
+            return BoxStore(self.path)
         missing = self.missing_shards()
         if missing:
             raise ValueError(
                 f"box store {self.path} cannot be finished: {len(missing)} of {self.num_shards} "
                 f"shards are missing, the first is number {missing[0]}"
             )
-        counts = Counter(images=0, boxes=0, images_without_boxes=0, skipped=0)
-        for shard in range(self.num_shards):
-            file = open_shard(self._file(shard))
-            lengths = file.read(columns=["scores"], use_threads=False)["scores"]
-            sizes = np.asarray([len(scores) for scores in lengths], dtype=np.int64)
-            counts["images"] += len(sizes)
-            counts["boxes"] += int(sizes.sum())
-            counts["images_without_boxes"] += int((sizes == 0).sum())
-            counts["skipped"] += len(json.loads(file.schema_arrow.metadata[b"skipped"]))
+        store = BoxStore(self.path, allow_partial=True)
+        least = 0 if store.holds_levels else -np.inf
+        sizes = np.concatenate([rows.count(rows.scores >= least) for rows in store.scores()])
+        counts = {
+            "images": len(sizes),
+            "boxes": int(sizes.sum()),
+            "images_without_boxes": int((sizes == 0).sum()),
+            "skipped": len(store.skipped),
+        }
         for leftover in self.path.glob(".*.tmp"):  # of a killed run
             leftover.unlink(missing_ok=True)
-        self.meta = {**self.meta, "complete": True, "counts": dict(counts)}
+        self.meta = {**self.meta, "complete": True, "counts": counts}
         _write_json(self.path / META_FILE, self.meta)
         return BoxStore(self.path)
 

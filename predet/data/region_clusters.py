@@ -23,7 +23,6 @@ import numpy as np
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 
-from predet.data.box_filters import without_levels
 from predet.data.box_store import BoxRow, BoxStore
 from predet.data.box_store_writer import BoxStoreWriter, StoreInfo
 from predet.data.dataset import DetectionDataset
@@ -123,7 +122,7 @@ def cluster_store(
     beside the store, as `OUTPUT.clusters.npz`; the same call goes on with it after a kill.
 
     Args:
-        source: a finished store; rows that only tell levels of Selective Search are left out.
+        source: a finished store.
         output: the new store's folder.
         dataset: the images of the store, all of them.
         describe: features of an image's boxes.
@@ -173,7 +172,7 @@ def cluster_store(
         keys = writer.shard_keys(shard)
         rows = []
         for key in (key for key in keys if key not in skipped):
-            row = job.row(key)
+            row = source[key]
             classes = known.get(key)
             if classes is None:
                 classes = clusters.assign(job.features(row))
@@ -190,10 +189,6 @@ class _Job:
         self.store, self.paths, self.describe = store, paths, describe
         self.done, self.started = 0, time.monotonic()
         self.reported = self.started
-
-    def row(self, key: str) -> BoxRow:
-        """The image's boxes that are some."""
-        return without_levels(self.store[key])
 
     def features(self, row: BoxRow) -> np.ndarray:
         """(N, F) of a row's boxes."""
@@ -221,7 +216,7 @@ class _Job:
         for index in order.tolist():
             if count >= least:
                 break
-            row = self.row(every[index])
+            row = self.store[every[index]]
             if not len(row.boxes):
                 continue
             keys.append(row.key)

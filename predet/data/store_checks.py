@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -53,17 +52,6 @@ def skipped_images(dataset: DetectionDataset, store: BoxStore) -> list[int]:
         skipped[keys[absent[0]]],
     )
     return absent
-
-
-def holds_levels(store: BoxStore) -> bool:
-    """Whether the boxes are regions of Selective Search whose order can be drawn anew.
-
-    A store of that method may hold boxes alone: filtered ones, or ones from elsewhere.
-    """
-    if not store.meta["method"].startswith("selective_search"):
-        return False
-    rows = (row for row in store if len(row.scores))
-    return any((row.scores < 0).any() for row in itertools.islice(rows, 1))
 
 
 def rows_of(

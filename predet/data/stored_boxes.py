@@ -25,7 +25,6 @@ from predet.data.store_checks import (
     check_parameters,
     check_sizes,
     check_sizes_of_files,
-    holds_levels,
     rows_of,
     skipped_images,
 )
@@ -92,7 +91,7 @@ class _StoreSource:
     def _row(self, image: np.ndarray, record: Record, rng: np.random.Generator) -> BoxRow:
         if record.key not in self.store:  # `check` has said that it was skipped
             raise BadSampleError(f"{record.path}: box store {self.store.path} does not hold it")
-        row = self.store[record.key]
+        row = self.store.with_levels(record.key)
         if (row.height, row.width) != image.shape[:2]:
             raise BadSampleError(
                 f"{record.path}: box store {self.store.path} was made from an image of "
@@ -127,7 +126,7 @@ class StoredBoxes(_StoreSource):
     ):
         super().__init__(store, pick)
         made_by = self.store.meta["method"]
-        if holds_levels(self.store):
+        if self.store.holds_levels:
             raise ValueError(
                 f"box store {self.store.path} was made by {made_by!r}, whose order is drawn anew "
                 "for each epoch: use StoredRegions"
@@ -167,7 +166,7 @@ class StoredRegions(_StoreSource):
         search: RegionSearch | None = None,
     ):
         super().__init__(store, pick)
-        if not holds_levels(self.store):
+        if not self.store.holds_levels:
             raise ValueError(
                 f"box store {self.store.path}, made by {self.store.meta['method']!r}, holds no "
                 "levels of Selective Search, so its order cannot be drawn anew: use StoredBoxes, "
@@ -181,12 +180,8 @@ class StoredRegions(_StoreSource):
         return take_ranked(from_rows(row.boxes, row.scores), self.pick, rng)
 
     def _counted(self, columns: ScoreColumns) -> np.ndarray:
-        levels = np.add.reduceat(
-            np.append(columns.scores < 0, False), columns.offsets[:-1], dtype=np.int64
-        )
-        lengths = np.diff(columns.offsets)
-        counts = lengths - np.where(lengths > 0, levels, 0)
-        without = (counts > 0) & (levels == 0)
+        counts = columns.count(columns.scores >= 0)
+        without = (counts > 0) & (columns.count(columns.scores < 0) == 0)
         if without.any():
             raise ValueError(
                 f"box store {self.store.path} holds no levels of Selective Search, for instance of "
@@ -213,6 +208,6 @@ class RegionsOfOtherImages(StoredRegions):
         key = own.key
         while key == own.key:
             key = self.store.key(int(rng.integers(len(self.store))))
-        other = self.store[key]
+        other = self.store.with_levels(key)
         scale = np.float32([own.width / other.width, own.height / other.height] * 2)
         return other._replace(boxes=other.boxes * scale)

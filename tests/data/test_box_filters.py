@@ -169,6 +169,16 @@ def test_a_filtered_store_has_all_images_and_says_what_was_done(
     assert [next(iter(one)) for one in done] == ["MinSize", "NonMaximum", "FirstThatLeaves"]
 
 
+def test_scores_below_zero_are_boxes_of_a_detector(tmp_path: Path) -> None:
+    info = StoreInfo(method="detector", class_names=("cat", "dog"))
+    writer = BoxStoreWriter(tmp_path / "store", info=info, keys=["a.png"])
+    logits = row([[0, 0, 60, 60], [0, 0, 90, 60], [0, 0, 5, 5]], scores=[2.0, -1.5, -2.0])
+    writer.write_shard(0, [logits])
+    result = filter_store(writer.finish(), tmp_path / "new", filters=[MinSize(pixels=10)])
+    assert result["a.png"].scores.tolist() == [2.0, -1.5]
+    assert result.meta["counts"]["boxes"] == 2
+
+
 def test_a_killed_filter_goes_on(store: BoxStore, tmp_path: Path) -> None:
     first = filter_store(store, tmp_path / "new", filters=[FirstK(k=1)])
     (tmp_path / "new" / "boxes-00000-of-00002.parquet").unlink()

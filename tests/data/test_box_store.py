@@ -107,6 +107,42 @@ def test_meta_says_what_made_the_store(tmp_path: Path) -> None:
     assert store.class_names == ("cat", "dog")
 
 
+@pytest.mark.parametrize("method", ["selective_search-fast", "detector"])
+def test_what_tells_levels_of_selective_search_is_no_box(tmp_path: Path, method: str) -> None:
+    """In a store of another method a score below 0 is one like any other."""
+    boxes = np.float32([[0, 0, 9, 9], [2, 2, 8, 8], [2, 2, 8, 8], [0, 0, 9, 9], [2, 2, 8, 8]])
+    scores = np.float32([1, 0.5, -3, -2, -1])
+    none = BoxRow("b", 10, 10, boxes[:0], scores[:0], np.zeros(0, np.int64))
+    rows = [BoxRow(key, 10, 10, boxes, scores, np.arange(5) % 2) for key in "ac"]
+    info = StoreInfo(method=method, class_names=("x", "y"))
+    writer = BoxStoreWriter(tmp_path / "store", info=info, keys=["b", "a", "c"], shard_size=2)
+    writer.write_shard(0, [none, rows[0]])
+    writer.write_shard(1, [rows[1]])
+    store = pickle.loads(pickle.dumps(writer.finish()))
+    assert store.holds_levels is (method != "detector")
+    count = 2 if store.holds_levels else 5
+    for row in (store["a"], list(store)[2]):
+        assert row.boxes.tolist() == boxes[:count].tolist()
+        assert row.scores.tolist() == scores[:count].tolist()
+        assert row.classes.tolist() == [0, 1, 0, 1, 0][:count]
+    assert [columns.offsets.tolist() for columns in store.shards()] == [[0, 0, count], [0, count]]
+    assert store.with_levels("a").scores.tolist() == scores.tolist()
+    assert store.meta["counts"] == {
+        "images": 3,
+        "boxes": 2 * count,
+        "images_without_boxes": 1,
+        "skipped": 0,
+    }
+
+
+def test_a_finished_store_stays_what_runs_know_it_by(tmp_path: Path) -> None:
+    path = write(tmp_path / "store", 20).path
+    meta = json.loads((path / "meta.json").read_text())
+    meta["counts"]["boxes"] += 1  # an earlier version counted in another way
+    (path / "meta.json").write_text(json.dumps(meta))
+    assert write(path, 20).meta == meta
+
+
 def test_a_missing_key_names_store_and_key(tmp_path: Path) -> None:
     store = write(tmp_path / "store", 5)
     with pytest.raises(KeyError, match=r"store holds no image 'n9/x\.jpg'"):

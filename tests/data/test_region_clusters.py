@@ -84,22 +84,22 @@ def test_what_cannot_be_clustered_is_refused(
 
 @pytest.fixture
 def store(tmp_path: Path) -> BoxStore:
-    """Coloured squares, three in each image; the second one's last row is a level row."""
+    """Coloured squares, three in each image, behind them a row that only tells a level."""
     rng = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
     rows = []
-    info = StoreInfo(method="drawn", selection={"top_k": 3, "score_threshold": 0.0})
+    info = StoreInfo(method="selective_search", selection={"top_k": 3, "score_threshold": 0.0})
     keys = [f"{number}.png" for number in range(IMAGES)]
     writer = BoxStoreWriter(tmp_path / "store", info=info, keys=keys, shard_size=2)
 
-    for number, key in enumerate(keys):
+    for key in keys:
         image = np.full((40, 90, 3), 128, np.uint8)
         boxes = np.array([[5 + 30 * i, 5, 25 + 30 * i, 30] for i in range(3)], np.float32)
         for left, color in zip((5, 35, 65), rng.permutation(COLORS)[:3], strict=True):
             image[5:30, left : left + 20] = color[::-1]
         cv2.imwrite(str(tmp_path / "images" / key), image)
-        scores = np.array([1, 0.7, -2 if number == 1 else 0.3], np.float32)
-        rows.append(BoxRow(key, 40, 90, boxes, scores, np.zeros(3, np.int64)))
+        scores = np.array([1, 0.7, 0.3, -2], np.float32)
+        rows.append(BoxRow(key, 40, 90, boxes[[0, 1, 2, 0]], scores, np.zeros(4, np.int64)))
     for shard in writer.missing_shards():
         writer.write_shard(shard, rows[writer.shard_slice(shard)])
     return writer.finish()
@@ -138,9 +138,8 @@ def test_classes_of_the_new_store_are_the_clusters(store: BoxStore, tmp_path: Pa
     paths = {dataset.key(i): dataset[i].path for i in range(len(dataset))}
     by_colour: dict[tuple, set[int]] = {}
     for row, before in zip(result, store, strict=True):
-        kept = before.scores >= 0
-        assert row.boxes.tolist() == before.boxes[kept].tolist()
-        assert row.scores.tolist() == before.scores[kept].tolist()
+        assert row.boxes.tolist() == before.boxes.tolist()
+        assert row.scores.tolist() == before.scores.tolist()
         image = cv2.imread(paths[row.key])[:, :, ::-1]
         for color, cluster in zip(colour_of(image, row.boxes), row.classes, strict=True):
             by_colour.setdefault(tuple(color), set()).add(int(cluster))
