@@ -66,7 +66,7 @@ def figure(args: argparse.Namespace, *, config: str, trained: bool) -> Figure:
         "seeds": args.seeds,
         "steps": steps,
         "budget_s": args.budget if trained else 0,
-        "data": args.data or "drawn scenes",
+        "data": Path(args.data).name if args.data else "drawn scenes",
     }
 
 
