@@ -87,6 +87,9 @@ def cut_patches(
         seed: of the patches, and of the images if not all are taken.
         num_images: how many images; None takes all.
         batch_size: images of a batch.
+
+    Raises:
+        ValueError: no image is left.
     """
     chosen = np.random.default_rng(seed).permutation(len(dataset))[:num_images]
     samples = []
@@ -100,8 +103,9 @@ def cut_patches(
         if len(samples) > batch_size + 1:
             yield samples[:batch_size]
             samples = samples[batch_size:]
-    if samples:
-        yield samples
+    if not samples:  # a batch that was given out has left others behind
+        raise ValueError(f"no patches can be cut out of the {len(chosen)} images of {dataset.name}")
+    yield samples
 
 
 def localization(model: UPDETR, batches: Iterable[Batch], *, swap: bool = False) -> Localization:

@@ -115,6 +115,8 @@ def test_drawn_patches_depend_on_the_seed_and_the_image_alone(tmp_path, caplog):
         chosen = np.random.default_rng(seed).permutation(7)[:3]
         keys = {dataset.key(int(index)) for index in chosen} - {"000003.png"}
         assert {sample["key"] for sample in few} == keys
+    with pytest.raises(ValueError, match="no patches can be cut out of the 1 images"):
+        list(cut_patches(dataset.select([dataset.keys().index("000003.png")]), mapper, seed=0))
 
 
 def test_controls_are_measured_on_the_same_patches():
