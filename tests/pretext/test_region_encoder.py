@@ -60,7 +60,7 @@ def test_pooling_and_normalisation(tmp_path: Path) -> None:
     network, path = published(tmp_path)
     with torch.no_grad():
         maps = by_torchvision(network, patches(), 3)
-    backbone = ResNet(depth=18, weights=path, out_stages=[3])
+    backbone = ResNet(depth=18, weights=path, out_stages=[2, 3])  # of several maps the last
     found = RegionEncoder(backbone=backbone, pooling="max", normalize="l2")(patches())
     expected = maps.flatten(2).max(-1).values
     expected = expected / expected.square().sum(-1, keepdim=True).sqrt()

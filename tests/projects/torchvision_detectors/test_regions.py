@@ -191,6 +191,14 @@ def test_background_is_not_drawn_from_the_padding(model, parts):
     assert together == alone > 0
 
 
+@pytest.mark.parametrize("name", ["retinanet", "fcos"])
+def test_slots_count_the_anchors_of_each_place(model, parts):
+    """Without boxes and padding every prediction is background, one place after the other."""
+    regions = model.regions([parts.sample((64, 96), [], [])], max_regions=100_000)
+    places = 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2 + 1 * 1
+    assert regions.slots.tolist() == list(range(model.region_slots)) * places
+
+
 def test_images_without_boxes_have_losses_without_nan(model, parts):
     regions = model.regions([parts.sample((64, 96), [], [])] * 2, max_regions=16)
     assert (regions.instances == -1).all()
