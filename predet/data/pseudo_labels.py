@@ -54,7 +54,7 @@ def pseudo_labelled(
 
     Raises:
         ValueError: the store lacks an image, or was made from images of another size; no class of
-            the store is asked for; an option out of range.
+            the store is asked for; all images are dropped; an option out of range.
     """
     if not isinstance(store, BoxStore):
         store = BoxStore(store)
@@ -95,7 +95,15 @@ def pseudo_labelled(
         (counts == 0).sum(),
         "kept" if empty == "keep" else "dropped",
     )
-    return result if empty == "keep" else result.select(np.flatnonzero(counts))
+    if empty == "keep":
+        return result
+    if not counts.any():
+        raise ValueError(
+            f"box store {store.path} has no box of score >= {score_threshold:g} for any of the "
+            f"{len(result)} images of {dataset.name}, and images without boxes are dropped: "
+            "nothing is left to train on"
+        )
+    return result.select(np.flatnonzero(counts))
 
 
 def _selection(

@@ -118,6 +118,14 @@ def test_images_without_boxes_are_kept_or_dropped_and_counted(
     assert f"2 images are left without boxes and are {word}" in caplog.text
 
 
+def test_nothing_left_of_all_images_is_an_error(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    message = r"no box of score >= 2 for any of the 4 images of .* dropped: nothing is left"
+    with pytest.raises(ValueError, match=message):
+        pseudo_labelled(images(), store=store, score_threshold=2, empty="drop")
+    assert len(pseudo_labelled(images(), store=store, score_threshold=2, empty="keep")) == 4
+
+
 def test_classes_can_be_reordered_and_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
