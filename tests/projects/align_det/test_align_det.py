@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import nn
 
 from predet.checkpoint import load_detector
+from predet.engine import load_replay, replay
 from predet.engine.schedule import WarmupSchedule
 from predet.engine.settings import TrainSettings
 from predet.engine.step import OptimizerStep
@@ -249,9 +251,13 @@ def test_nan_features_end_the_step_with_the_images_named(detector, views, method
     data[0]["file_name"] = "a.jpg"
     steps = step_of(model, tmp_path, 2)
     steps.wrap()
-    with pytest.raises(FloatingPointError, match=r"(?s)loss_contrast = nan .*replay bundle"):
+    message = r"loss_contrast = nan on images a\.jpg, .*replay bundle"
+    with pytest.raises(FloatingPointError, match=message):
         steps.run(0, [data])
     assert int(model.updates) == 0
+    (bundle,) = (tmp_path / "replay").iterdir()
+    (losses,) = replay(load_replay(bundle), method(detector("detr")))
+    assert [name for name, loss in losses.items() if math.isnan(loss)] == ["loss_contrast"]
 
 
 def test_only_the_detector_survives_with_or_without_its_last_layers(any_detector, method):
