@@ -24,7 +24,7 @@ from predet.evaluation.statistics import CONFIDENCE, Interval, seeds_needed, t_i
 CONTROLS = {
     "a": "scratch",
     "b": "scratch for as long",
-    "c": "teacher, else scratch, trained on for as long",
+    "c": "teacher or scratch, trained on",
     "d": "boxes of other images",
     "e": "given checkpoint",
 }

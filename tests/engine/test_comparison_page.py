@@ -77,7 +77,7 @@ def test_differences_are_told_with_their_metrics_and_seeds(analysis: Analysis) -
     assert scratch["95% over seeds"] == "-40.8 to +60.8"  # 10 -+ 12.7062 * 5.657 / sqrt(2)
     assert scratch["updates to its AP"] == "75"  # from 15 to 35 within 50 to 100, 25 is reached
     assert rows["the method (b) scratch for as long"]["updates to its AP"] == "not reached"
-    teacher = rows["the method (c) teacher, else scratch, trained on for as long"]
+    teacher = rows["the method (c) teacher or scratch, trained on"]
     assert (teacher["AP"], teacher["updates to its AP"]) == ("+19.0", "52")  # 16 of 15 to 35
 
 
