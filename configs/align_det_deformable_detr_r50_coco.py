@@ -15,13 +15,13 @@ from predet.d2 import LazyCall as L
 from predet.pretext.semantic_targets import Objectness
 
 from .common.align_det import data, dataloader, pretrain
-from .common.models.deformable_detr import one_stage
+from .common.models.deformable_detr import one_stage as model
 from .common.optim import optimizer
 from .common.schedule import constant as lr_multiplier
 from .common.schedule import set_length
 from .common.train import train
 
-model = pretrain(one_stage)
+model = pretrain(model)
 model.semantic_target = L(Objectness)()
 model.weights.loss_contrast = 2.0
 

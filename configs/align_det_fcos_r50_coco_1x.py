@@ -10,10 +10,10 @@ after 11; SGD with 0.01, decay 1e-4, warm-up over 500 steps.
 """
 
 from .common.align_det import data, dataloader, pretrain_pyramid
-from .common.models.torchvision_detectors import fcos as detector
+from .common.models.torchvision_detectors import fcos as model
 from .common.torchvision_1x import lr_multiplier, optimizer, train
 
-model = pretrain_pyramid(detector, hidden_dim=256, max_regions=2048)
+model = pretrain_pyramid(model, hidden_dim=256, max_regions=2048)
 
 data.unlabeled.source, data.unlabeled.split = "datasets/coco", "train2017"
 data.store = "output/coco_proposals"

@@ -15,12 +15,12 @@ is frozen; for one of one's own (configs/image_domain_folder.py):
 """
 
 from .common.align_det import data, dataloader, pretrain
-from .common.models.deformable_detr import two_stage
+from .common.models.deformable_detr import two_stage as model
 from .common.optim import optimizer
 from .common.schedule import constant as lr_multiplier
 from .common.train import train
 
-model = pretrain(two_stage)
+model = pretrain(model)
 
 data.unlabeled.source = "datasets/mine"
 dataloader.train.total_batch_size = 8

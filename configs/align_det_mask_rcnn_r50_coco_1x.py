@@ -13,12 +13,12 @@ after 11; SGD with 0.02, decay 1e-4, warm-up over 500 steps.
 """
 
 from .common.align_det import data, dataloader, pretrain_pyramid
-from .common.models.torchvision_detectors import mask_rcnn as detector
+from .common.models.torchvision_detectors import mask_rcnn as model
 from .common.torchvision_1x import lr_multiplier, optimizer, train
 
-detector.head_convolutions = 4
-detector.rpn_samples, detector.rpn_positive_fraction = 4096, 1.0
-model = pretrain_pyramid(detector, hidden_dim=1024, max_regions=8192)
+model.head_convolutions = 4
+model.rpn_samples, model.rpn_positive_fraction = 4096, 1.0
+model = pretrain_pyramid(model, hidden_dim=1024, max_regions=8192)
 
 data.unlabeled.source, data.unlabeled.split = "datasets/coco", "train2017"
 data.store = "output/coco_proposals"

@@ -14,12 +14,12 @@ The backbone is frozen. Ours: length and batch, for a few thousand images on one
 """
 
 from .common.detreg import data, dataloader, pretrain
-from .common.models.deformable_detr import two_stage
+from .common.models.deformable_detr import two_stage as model
 from .common.optim import optimizer
 from .common.schedule import constant as lr_multiplier
 from .common.train import train
 
-model = pretrain(two_stage)
+model = pretrain(model)
 
 dataloader.train.total_batch_size = 8
 

@@ -14,13 +14,13 @@ Batches of 24 a GPU are the code's; the paper has 28. Not trained by us yet.
 
 from .common.detreg import SWAV, data, dataloader, pretrain
 from .common.imagenet100 import folders
-from .common.models.deformable_detr import one_stage
+from .common.models.deformable_detr import one_stage as model
 from .common.optim import optimizer
 from .common.schedule import constant as lr_multiplier
 from .common.schedule import set_length
 from .common.train import train
 
-model = pretrain(one_stage)
+model = pretrain(model)
 model.detector.backbone.weights = SWAV
 
 data.unlabeled.source, data.unlabeled.split = "datasets/imagenet", "train"

@@ -8,7 +8,7 @@ learning rate after 11 epochs = 81_312 steps.
 Published: 55.9 AP; with model.queries.num_queries=900 56.1 AP. Not trained by us yet.
 """
 
-from .common.models.backbones import swin_large
+from .common.models.backbones import swin_large as _swin_large
 from .common.schedule import set_length
 from .h_deformable_detr_r50_coco_12ep import (
     data,
@@ -19,7 +19,7 @@ from .h_deformable_detr_r50_coco_12ep import (
     train,
 )
 
-model.backbone = swin_large
+model.backbone = _swin_large
 model.backbone.checkpointing = True  # as published: memory for time
 
 train.output_dir = "output/h_deformable_detr_swin_l_coco_12ep"

@@ -8,7 +8,7 @@ learning rate after 11 epochs = 81_312 steps.
 Published: 50.6 AP; with optimizer.weight_decay=0.05 51.2 AP. Not trained by us yet.
 """
 
-from .common.models.backbones import swin_tiny
+from .common.models.backbones import swin_tiny as _swin_tiny
 from .common.schedule import set_length
 from .h_deformable_detr_r50_coco_12ep import (
     data,
@@ -19,7 +19,7 @@ from .h_deformable_detr_r50_coco_12ep import (
     train,
 )
 
-model.backbone = swin_tiny
+model.backbone = _swin_tiny
 
 train.output_dir = "output/h_deformable_detr_swin_t_coco_12ep"
 set_length(train, lr_multiplier, epoch=118_287 // 16, epochs=12, drop=11)

@@ -13,11 +13,11 @@ Ours: everything; a few thousand images and one GPU are in mind.
 """
 
 from .common.image_domain import data, dataloader, optimizer, pretrain
-from .common.models.deformable_detr import two_stage
+from .common.models.deformable_detr import two_stage as model
 from .common.schedule import constant as lr_multiplier
 from .common.train import train
 
-model = pretrain(two_stage.backbone)
+model = pretrain(model.backbone)
 model.backbone.weights = None
 model.backbone.norm = "bn"
 model.backbone.freeze_at = 0

@@ -10,13 +10,13 @@ Ours: length and batch, for a few thousand images on one GPU. The backbone has I
 is frozen, as `configs/selftrain_o365.py` explains.
 """
 
-from .common.models.deformable_detr import two_stage
+from .common.models.deformable_detr import two_stage as model
 from .common.optim import optimizer
 from .common.schedule import constant as lr_multiplier
 from .common.self_training import data, dataloader, pretrain
 from .common.train import train
 
-model = pretrain(two_stage)
+model = pretrain(model)
 
 dataloader.train.total_batch_size = 8
 dataloader.test = None

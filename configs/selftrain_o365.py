@@ -21,14 +21,14 @@ are equal (`train.reinit=auto`).
 For the variant "confidence above 0.5": data.selection.top_k=None data.selection.score_threshold=0.5
 """
 
-from .common.models.deformable_detr import two_stage
+from .common.models.deformable_detr import two_stage as model
 from .common.optim import optimizer
 from .common.schedule import constant as lr_multiplier
 from .common.schedule import set_length
 from .common.self_training import data, dataloader, pretrain
 from .common.train import train
 
-model = pretrain(two_stage)
+model = pretrain(model)
 
 data.unlabeled.source = "datasets/objects365/train"
 data.store = "output/o365_pseudo_labels"

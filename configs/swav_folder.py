@@ -12,11 +12,11 @@ With several GPUs, or few images a GPU: model.backbone.norm=sync_bn.
 Ours: length, batch and optimiser.
 """
 
-from .common.models.deformable_detr import two_stage
+from .common.models.deformable_detr import two_stage as model
 from .common.swav import data, dataloader, optimizer, pretrain
 from .image_domain_folder import lr_multiplier, train
 
-model = pretrain(two_stage.backbone)
+model = pretrain(model.backbone)
 model.backbone.weights = None
 model.backbone.norm = "bn"
 model.backbone.freeze_at = 0

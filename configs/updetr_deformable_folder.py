@@ -10,11 +10,11 @@ Fine-tune: configs/deformable_detr_one_stage_folder.py with train.reinit=auto
     train.init_checkpoint=output/folder/updetr_deformable/checkpoints/last.pth
 """
 
-from .common.models.deformable_detr import one_stage
+from .common.models.deformable_detr import one_stage as model
 from .common.up_detr import pretrain
 from .updetr_folder import data, dataloader, lr_multiplier, optimizer, train
 
-model = pretrain(one_stage)
+model = pretrain(model)
 model.add_to = "content"
 
 optimizer.params.lr_factors = {"sampling_offsets": 0.1, "reference_points": 0.1}

@@ -14,14 +14,14 @@ that these do not fit, from configs/image_domain_folder.py:
 Ours: length and batch, for a few thousand images on one GPU.
 """
 
-from .common.models.detr import model as detr
+from .common.models.detr import model
 from .common.optim import optimizer
 from .common.schedule import constant as lr_multiplier
 from .common.train import train
 from .common.up_detr import data, dataloader, pretrain
 
-detr.transformer.pre_norm = True
-model = pretrain(detr)
+model.transformer.pre_norm = True
+model = pretrain(model)
 
 dataloader.train.total_batch_size = 16
 

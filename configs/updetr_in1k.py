@@ -16,16 +16,16 @@ the learning rate after 40 epochs = 200_160 steps.
 Published after fine-tuning: 42.8 AP on COCO (Table 2, 300 epochs). Not trained by us yet.
 """
 
-from .common.models.detr import model as detr
+from .common.models.detr import model
 from .common.optim import optimizer
 from .common.schedule import constant as lr_multiplier
 from .common.schedule import set_length
 from .common.train import train
 from .common.up_detr import data, dataloader, pretrain
 
-detr.backbone.weights = "weights/swav_800ep_pretrain.pth.tar"
-detr.transformer.pre_norm = True
-model = pretrain(detr)
+model.backbone.weights = "weights/swav_800ep_pretrain.pth.tar"
+model.transformer.pre_norm = True
+model = pretrain(model)
 
 data.unlabeled.source, data.unlabeled.split = "datasets/imagenet", "train"
 

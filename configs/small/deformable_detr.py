@@ -11,11 +11,11 @@ from ..tiny.deformable_detr import data, dataloader, lr_multiplier, model, optim
 
 model.queries.num_queries = 100
 
-augmentation = dataloader.train.mapper.augmentation
-augmentation.short_sides = [192, 208, 224, 240, 256]
-augmentation.max_size = 400
-augmentation.crop_short_sides = [240, 272, 304]
-augmentation.crop_size = [144, 240]
+_augmentation = dataloader.train.mapper.augmentation
+_augmentation.short_sides = [192, 208, 224, 240, 256]
+_augmentation.max_size = 400
+_augmentation.crop_short_sides = [240, 272, 304]
+_augmentation.crop_size = [144, 240]
 dataloader.train.total_batch_size = 4
 dataloader.test.mapper.augmentation.short_sides = [240]
 dataloader.test.mapper.augmentation.max_size = 400

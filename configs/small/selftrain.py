@@ -5,11 +5,11 @@ Run: tools/lazyconfig_train_net.py --config-file configs/small/selftrain.py --nu
 """
 
 from ..common.self_training import data, pretrain
-from ..common.self_training import dataloader as unlabeled
+from ..common.self_training import dataloader as _unlabeled
 from .deformable_detr import dataloader, lr_multiplier, model, optimizer, train
 
 model = pretrain(model)
-dataloader.train.dataset = unlabeled.train.dataset
+dataloader.train.dataset = _unlabeled.train.dataset
 dataloader.test = None
 
 train.output_dir = "output/small/selftrain"

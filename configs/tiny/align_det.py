@@ -19,9 +19,9 @@ shorten(model)
 
 data.unlabeled.source = "datasets/scenes"
 data.selection.top_k = 10
-resize = dataloader.train.mapper.augmentation.steps[0]
-resize.short_sides = [96, 104, 112, 120, 128]
-resize.max_size = 160
+_resize = dataloader.train.mapper.augmentation.steps[0]
+_resize.short_sides = [96, 104, 112, 120, 128]
+_resize.max_size = 160
 dataloader.train.total_batch_size = 8
 dataloader.train.num_workers = 1
 

@@ -24,11 +24,11 @@ model.transformer.ffn_dim = 256
 model.transformer.dropout = 0.0
 model.queries.num_queries = 50
 
-augmentation = dataloader.train.mapper.augmentation
-augmentation.short_sides = [96, 104, 112, 120, 128]
-augmentation.max_size = 160
-augmentation.crop_short_sides = [112, 128, 144]
-augmentation.crop_size = [80, 120]
+_augmentation = dataloader.train.mapper.augmentation
+_augmentation.short_sides = [96, 104, 112, 120, 128]
+_augmentation.max_size = 160
+_augmentation.crop_short_sides = [112, 128, 144]
+_augmentation.crop_size = [80, 120]
 dataloader.train.total_batch_size = 8
 dataloader.train.num_workers = 1
 dataloader.test.mapper.augmentation.short_sides = [128]

@@ -7,10 +7,11 @@ Run: tools/lazyconfig_train_net.py --config-file configs/tiny/detreg_annotated.p
     model.detector.backbone.weights=output/tiny/image_domain/checkpoints/last.pth
 """
 
-from ..common.pretext import annotated, dataset_boxes
+from ..common.pretext import annotated as _annotated
+from ..common.pretext import dataset_boxes as _boxes
 from .detreg_one_stage import data, dataloader, lr_multiplier, model, optimizer, train
 
-dataloader.train.dataset = annotated
-dataloader.train.mapper.boxes = dataset_boxes
+dataloader.train.dataset = _annotated
+dataloader.train.mapper.boxes = _boxes
 
 train.output_dir = "output/tiny/detreg_annotated"

@@ -7,9 +7,9 @@ Run: tools/lazyconfig_train_net.py --num-gpus 0 \\
     model.detector.backbone.weights=output/tiny/image_domain/checkpoints/last.pth
 """
 
-from ..common.pretext import random_patches
+from ..common.pretext import random_patches as _boxes
 from .detreg_one_stage import data, dataloader, lr_multiplier, model, optimizer, train
 
-dataloader.train.mapper.boxes = random_patches
+dataloader.train.mapper.boxes = _boxes
 
 train.output_dir = "output/tiny/detreg_random_patches"

@@ -9,9 +9,9 @@ Run: tools/lazyconfig_train_net.py --config-file configs/tiny/detreg_store.py --
     model.detector.backbone.weights=output/tiny/image_domain/checkpoints/last.pth
 """
 
-from ..common.pretext import stored_regions
+from ..common.pretext import stored_regions as _boxes
 from .detreg_one_stage import data, dataloader, lr_multiplier, model, optimizer, train
 
-dataloader.train.mapper.boxes = stored_regions
+dataloader.train.mapper.boxes = _boxes
 
 train.output_dir = "output/tiny/detreg_store"
