@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -118,6 +119,15 @@ def test_every_config_project_and_tool_says_what_it_is() -> None:
             assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
     for project in PROJECT_MAY_USE:
         assert (ROOT / "projects" / project / "README.md").is_file(), project
+
+
+def test_every_command_can_be_run_by_its_name() -> None:
+    """The pages write `tools/x.py`, not `python tools/x.py`."""
+    for path in [*python_files("tools"), *python_files("benchmarks")]:
+        text = path.read_text()
+        runs = '__name__ == "__main__"' in text
+        assert runs == text.startswith("#!/usr/bin/env python"), path
+        assert runs == os.access(path, os.X_OK), f"{path}: executable or not?"
 
 
 def test_runnable_configs_show_their_command() -> None:
