@@ -16,7 +16,7 @@ import numpy as np
 
 from predet.data.box_store import BoxColumns, BoxStore
 from predet.data.dataset import DetectionDataset
-from predet.data.store_checks import check_sizes, skipped_images
+from predet.data.store_checks import check_sizes, check_sizes_of_files, skipped_images
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ def pseudo_labelled(
     index_of = {key: index for index, key in enumerate(dataset.keys())}
     chosen = _Chosen.collect(store, index_of, label_of, top_k, score_threshold)
     check_sizes(dataset, store, chosen.heights, chosen.widths)
+    check_sizes_of_files(dataset, store, chosen.heights, chosen.widths)
     if shuffle_seed is not None:
         chosen = _shuffled(chosen, shuffle_seed)
     result = DetectionDataset(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -197,6 +198,23 @@ def test_images_of_another_size_are_an_error(tmp_path: Path) -> None:
     assert len(pseudo_labelled(images(size=(100, 200)), store=store)) == 4
     with pytest.raises(ValueError, match=r"4 differ in size.*100 x 200 in the store, 200 x 100"):
         pseudo_labelled(images(size=(200, 100)), store=store)
+
+
+def test_files_of_another_size_are_an_error(tmp_path: Path) -> None:
+    """Where the data set does not tell the sizes, as of a folder of images."""
+    store = make_store(tmp_path / "store", image_root=str(tmp_path))
+    for key in KEYS:
+        path = tmp_path / key
+        path.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(path), np.zeros((100, 200, 3), np.uint8))
+    folder = images()
+    folder.root = str(tmp_path)
+    assert len(pseudo_labelled(folder, store=store)) == 4
+    cv2.imwrite(str(tmp_path / KEYS[3]), np.zeros((50, 100, 3), np.uint8))
+    with pytest.raises(
+        ValueError, match=r"made from other images.*'c\.jpg': 100 x 200 .* 50 x 100"
+    ):
+        pseudo_labelled(folder, store=store)
 
 
 def test_another_image_root_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
