@@ -89,8 +89,8 @@ def load_detector(
     problems = _differences(received, own, {*fresh, *untouched}, source)
     if problems:
         raise ValueError(
-            f"{source} does not fit the model; name in train.reinit what is to start afresh:\n  "
-            + "\n  ".join(problems)
+            f"{source} does not fit the model{_what_fits(received, own)}; name in train.reinit "
+            "what is to start afresh:\n  " + "\n  ".join(problems)
         )
     expected = [name for name in own if name not in fresh and name not in untouched]
     model.load_state_dict({**own, **{name: received[name] for name in expected}})
@@ -243,6 +243,15 @@ def _set_aside_counters(
     lacking = [name for name in own if name.endswith(_OPTIONAL) and name not in received]
     untouched += [name for name in lacking if name not in untouched]
     return surplus
+
+
+def _what_fits(received: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """Told of a checkpoint whose backbone fits and nothing else: one of another kind of model."""
+    fitting = [n for n, value in own.items() if n in received and received[n].shape == value.shape]
+    backbone = [n for n in own if any(_is_under(n, p + "backbone") for p in ("", _DETECTOR))]
+    if not backbone or fitting != backbone:
+        return ""
+    return " but for its backbone, which train.reinit=[all-but-backbone] takes alone"
 
 
 def _differences(

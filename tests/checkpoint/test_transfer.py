@@ -175,6 +175,18 @@ def test_the_backbone_alone_is_taken_where_all_else_is_named_as_fresh(wrapped: b
     }
 
 
+def test_a_checkpoint_of_which_only_the_backbone_fits_says_how_it_is_taken() -> None:
+    told = r"does not fit the model but for its backbone, which train.reinit=\[all-but-backbone\]"
+    source = nn.ModuleDict({"backbone": Detector().backbone, "projector": nn.Linear(4, 9)})
+    for target in (Detector(), Pretraining(detector=Detector())):
+        with pytest.raises(ValueError, match=told):
+            load_detector(target, {"model": source.state_dict()})
+    others = (Detector(num_classes=9), Detector(width=8), Detector().box_head)
+    for other in others:  # more of it fits, or less
+        with pytest.raises(ValueError, match=r"does not fit the model; name in train\.reinit"):
+            load_detector(Detector(), other.state_dict())
+
+
 def test_what_is_taken_alone_is_taken_strictly() -> None:
     wider = {
         "model": {"backbone." + k: v for k, v in Detector(width=8).backbone.state_dict().items()}
