@@ -186,7 +186,7 @@ def group_of_query(num_queries: int, num_groups: int, device: torch.device | Non
     if not 1 <= num_groups <= num_queries:
         raise ValueError(
             f"{num_queries} queries cannot be divided into {num_groups} groups, one for each "
-            "patch: every group needs a query"
+            f"patch: num_patches must be from 1 to {num_queries}, or num_queries larger"
         )
     return torch.arange(num_queries, device=device) * num_groups // num_queries
 
