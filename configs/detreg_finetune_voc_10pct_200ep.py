@@ -4,7 +4,8 @@ Run: tools/lazyconfig_train_net.py --num-gpus 2 \\
     --config-file configs/detreg_finetune_voc_10pct_200ep.py
 Schedule: 200 epochs x 206 steps (1_655 images in batches of 8) = 41_200 steps; a tenth of the
 learning rate after 150 epochs = 30_900 steps.
-Published: 51.4 AP (Table 1); which images are drawn is not the same. Not trained by us yet.
+Which images are drawn is our own. The only figure is of the paper's first version, whose results on
+parts of COCO's labels are withdrawn; we do not compare with it. Not trained by us yet.
 """
 
 from .common.schedule import set_length
