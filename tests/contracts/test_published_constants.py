@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from predet.d2 import instantiate
 from predet.data.augmentation import DETRAugmentation, ResizeShortSide
+from predet.data.sources import without_annotations
 from predet.engine.config import load_config
 from predet.pretext.feature_target import MeanAbsolute
 from predet.pretext.region_encoder import RegionEncoder
@@ -248,6 +249,7 @@ def test_updetr() -> None:
         assert value_at(cfg.model.detector, key) == expected, key
     assert cfg.model.detector.transformer.pre_norm
     assert "swav" in cfg.model.detector.backbone.weights
+    assert cfg.dataloader.train.dataset._target_ is without_annotations  # one class
     # M / N of equation 1 is the constant of the code.
     assert cfg.model.num_patches / cfg.model.detector.num_queries == 0.1
     for part, sides in (
@@ -281,6 +283,9 @@ DETREG = {
 DETREG_DATA = {
     "augmentation.short_sides": [320, 336, 352, 368, 400, 416, 432, 448, 464, 480],
     "augmentation.max_size": 600,
+    "augmentation.crop_short_sides": [400, 500, 600],
+    "augmentation.crop_size": [384, 600],
+    "augmentation.flip_probability": 0.5,
     "boxes.pick.k": 30,
     "patches.size": 128,
 }
@@ -297,6 +302,7 @@ def test_detreg(name: str) -> None:
         assert value == expected, key
     assert found["distance"]._target_ is MeanAbsolute
     assert found["semantic_target"]._target_ is Objectness
+    assert cfg.dataloader.train.dataset._target_ is without_annotations  # one class
     for key, expected in DETREG_DATA.items():
         assert value_at(cfg.dataloader.train.mapper, key) == expected, key
     search = instantiate(cfg.dataloader.train.mapper.boxes.search)
