@@ -262,8 +262,9 @@ class FCOS(DenseDetector):
             topk_candidates=candidates,
             detections_per_img=detections_per_image,
         )
-        # Sides begin one stride from the point, as published. Torchvision's begin at 0, and a ReLU
-        # cuts them: if two that face each other are cut everywhere, no gradient moves them again.
+        # Sides begin one stride from the point. Torchvision's begin at 0, and a ReLU cuts them, in
+        # the place of the paper's exponential: if two that face each other are cut everywhere, no
+        # gradient moves them again.
         nn.init.ones_(network.head.regression_head.bbox_reg.bias)
         network.head.register_forward_hook(to_float)
         super().__init__(
