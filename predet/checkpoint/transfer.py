@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ _ALL_BUT = "all-but-"  # begins an entry of reinit: everything starts afresh, ex
 _LAST_LAYERS = "last-layers"  # an entry of reinit: what the receiving detector calls so
 # Counts batches for a momentum that nobody uses; frozen norms have none.
 _OPTIONAL = ".num_batches_tracked"
+_NAMED = 40  # tensors that a summary names one by one
 
 
 class TransferReport(NamedTuple):
@@ -45,8 +47,16 @@ class TransferReport(NamedTuple):
             ("not in the checkpoint, beside the detector", self.untouched),
         ):
             if names:
-                lines.append(f"  {what} ({len(names)}): {', '.join(names)}")
+                lines.append(f"  {what} ({len(names)}): {_listed(names)}")
         return "\n".join(lines)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The names, or how many there are in each of the model's parts if they are many."""
+    if len(names) <= _NAMED:
+        return ", ".join(names)
+    parts = Counter(name.split(".")[0] for name in names)
+    return ", ".join(part if part in names else f"{part}.* ({parts[part]})" for part in parts)
 
 
 def load_detector(

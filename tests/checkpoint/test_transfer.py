@@ -82,6 +82,15 @@ def test_pretraining_to_detector_drops_the_siblings() -> None:
     assert "projector.weight, projector.bias" in report.summary()
 
 
+def test_many_tensors_are_told_by_their_parts() -> None:
+    target = Detector()
+    beside = {f"target.layer{i}.weight": torch.zeros(1) for i in range(50)}
+    state = {"updates": torch.zeros(1), **beside}
+    state |= {f"detector.{name}": value for name, value in state_of(target).items()}
+    summary = load_detector(target, {"model": state}).summary()
+    assert "not taken from the checkpoint (51): updates, target.* (50)" in summary
+
+
 def test_detector_to_pretraining_leaves_the_siblings_alone() -> None:
     source, target = Detector(), Pretraining(detector=Detector())
     projector = state_of(target.projector)
