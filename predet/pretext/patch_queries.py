@@ -86,8 +86,9 @@ class PatchQueries(nn.Module):
         most = max(counts, default=0)
         if most > self.num_patches:
             raise ValueError(
-                f"an image has {most} patches, but queries are divided into num_patches="
-                f"{self.num_patches} groups"
+                f"image {counts.index(most)} of the batch has {most} patches, but queries are "
+                f"divided into num_patches={self.num_patches} groups: it must be {most} or more, "
+                "or images have fewer boxes"
             )
         image = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
         group = torch.cat([torch.arange(count) for count in counts])

@@ -224,10 +224,13 @@ def test_queries_of_detr_have_no_reference_to_shuffle():
         (lambda: make(add_to="both"), r"add_to must be one of .* got 'both'"),
         (lambda: make(mask="heads"), r"mask must be one of .* got 'heads'"),
         (lambda: make(mask_probability=1.0), r"mask_probability must be in \[0, 1\), got 1"),
-        (lambda: make(num_patches=2)(torch.zeros(3, 6), [3]), r"3 patches.* num_patches=2 groups"),
+        (
+            lambda: make(num_patches=2)(torch.zeros(4, 6), [1, 3]),
+            r"image 1 of the batch has 3 patches.* num_patches=2 groups: it must be 3 or more",
+        ),
         (
             lambda: make(num_patches=5)(torch.zeros(5, 6), [5])(make_queries(1, 4)),
-            r"4 queries cannot be divided into 5 groups",
+            r"4 queries cannot be divided into 5 groups.* num_patches must be from 1 to 4",
         ),
     ],
 )
