@@ -136,6 +136,12 @@ def cluster_store(
             set does not have.
         BadSampleError: an image cannot be read.
     """
+    boxes = source.meta["counts"]["boxes"]
+    if 0 < boxes < num_clusters:  # told before any image is described
+        raise ValueError(
+            f"{num_clusters} clusters of {boxes} regions are not possible: box store "
+            f"{source.path} has no more. Ask for fewer clusters, or give more regions"
+        )
     settings = {
         "encoder": dict(encoder),
         "clusters": num_clusters,

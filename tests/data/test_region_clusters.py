@@ -211,6 +211,19 @@ def test_other_boxes_are_fitted_anew(
     assert "on other boxes: fitting anew" in caplog.text
 
 
+def test_more_clusters_than_regions_are_refused_before_any_is_described(
+    store: BoxStore, tmp_path: Path
+) -> None:
+    def never(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        raise AssertionError("described")
+
+    regions = 3 * IMAGES
+    message = rf"{regions + 1} clusters of {regions} regions .*{store.path.name} has no more"
+    with pytest.raises(ValueError, match=message):
+        clustered(store, tmp_path, describe=never, num_clusters=regions + 1)
+    assert not (tmp_path / "new").exists()
+
+
 def test_bad_features_and_other_images_are_named(store: BoxStore, tmp_path: Path) -> None:
     def broken(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         features = colour_of(image, boxes)
