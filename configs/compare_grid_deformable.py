@@ -5,25 +5,22 @@
     tools/compare.py --config-file configs/compare_grid_deformable.py --budget cpu --jobs 2 \\
         --num-gpus 0 --output output/compare_grid_deformable data.train.source=datasets/scenes
 
-`configs/common/compare_grid.py` says what the arms are. Two-stage; as many boxes as in the paper.
+`configs/common/compare_grid.py` says what the arms are. Two-stage.
 """
 
-from .common.compare_grid import comparison, controls_of, grid, lengths
+from .common.compare_grid import comparison, controls, grid, lengths
 from .common.comparison import data
 
 comparison.title = "Box sources and class targets, Deformable DETR"
 updates = dict(backbone=150, pretrain=120, finetune=220)
 
-_counts = (30, 60, 100)
 stages, arms, titles = grid(
     "deformable_detr",
     "pretrain",
     "detreg",
     "selftrain",
-    counts=_counts,
-    keys={"queries.num_queries": 120},  # a teacher gives at most one box a query
+    keys={"queries.num_queries": 120},
 )
-controls = controls_of(_counts)
 budgets = lengths(4000, 2000)
 
 # Seconds of one core: an update with its share of evaluation, a run for boxes.

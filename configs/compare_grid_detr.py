@@ -5,25 +5,23 @@
     tools/compare.py --config-file configs/compare_grid_detr.py --budget cpu --jobs 2 \\
         --num-gpus 0 --output output/compare_grid_detr data.train.source=datasets/scenes
 
-`configs/common/compare_grid.py` says what the arms are. Its 25 queries bound the number of boxes.
+`configs/common/compare_grid.py` says what the arms are.
 For a GPU: at the lengths of the CPU budget DETR has not begun to learn (`compare_methods.py`).
 """
 
-from .common.compare_grid import comparison, controls_of, grid, lengths
+from .common.compare_grid import comparison, controls, grid, lengths
 from .common.comparison import data
 
 comparison.title = "Box sources and class targets, DETR"
 updates = dict(backbone=150, pretrain=240, finetune=360)
 
-_counts = (10, 20)
 stages, arms, titles = grid(
     "detr",
     "pretrain_detr",
     "detreg_detr",
     "selftrain_detr",
-    counts=_counts,
+    keys={"num_queries": 120},
 )
-controls = controls_of(_counts)
 budgets = lengths(8000, 8000)
 
 # Seconds of one core: an update with its share of evaluation, a run for boxes.

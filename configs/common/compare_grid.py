@@ -3,9 +3,12 @@
 Sources: Selective Search, EdgeBoxes, random patches, a teacher trained on the labels (several
 numbers of boxes, and a threshold), the truth. Targets: an object or not, the embedding of a frozen
 encoder (DETReg; also a random one), the teacher's or the true class. The backbone is the same in
-all arms, from image-domain pre-training.
+all arms, from image-domain pre-training. Other data are keys of the command line:
 
-A recipe imports `comparison`, and `data` of its own, and makes the rest with `grid(...)`.
+    data.unlabeled.source=IMAGES data.unlabeled.split=null                        # to pre-train on
+    data.train.source=BCCD data.unlabeled.split=trainval comparison.labels=[20]   # all of it
+
+A recipe imports `comparison`, `controls` and `data`, and makes the rest with `grid(...)`.
 """
 
 from predet.d2 import LazyCall as L
@@ -13,7 +16,10 @@ from predet.engine.comparison import Controls, PseudoLabels, Training
 
 from .comparison import BF16, budgets_of, placed
 
+COUNTS = (30, 60, 100)  # boxes of the teacher, the paper's
+
 comparison = dict(title="Box sources and class targets", labels=[100], seeds=3, matters=1.0)
+controls = L(Controls)(shuffled=[f"teacher_{COUNTS[0]}"])  # its boxes on other images too
 
 BOXES, DATASET = "dataloader.train.mapper.boxes", "dataloader.train.dataset"
 TARGET = "model.semantic_target._target_"
@@ -29,8 +35,7 @@ def grid(
     detreg: str,
     selftrain: str,
     *,
-    counts: tuple[int, ...],
-    keys: dict | None = None,
+    keys: dict,
 ) -> tuple[dict, dict, dict]:
     """Stages, arms and titles.
 
@@ -39,10 +44,10 @@ def grid(
         pretrain: that of pre-training on boxes of any source.
         detreg: that of DETReg.
         selftrain: that of self-training.
-        counts: boxes of the teacher, the first of which is used where only one number is.
-        keys: of the detector, without the name of its place: in all trainings.
+        keys: of the detector, without the name of its place: in all trainings. A teacher gives at
+            most one box a query.
     """
-    own, inner = placed({"backbone.weights": "stage:backbone", **(keys or {})})
+    own, inner = placed({"backbone.weights": "stage:backbone", **keys})
 
     def pretraining(config: str, **more: object):
         return L(Training)(
@@ -80,15 +85,15 @@ def grid(
             "true boxes and classes",
         ),
         teacher_objects=(
-            taught(counts[0], **{TARGET: OBJECTNESS}),
-            f"teacher's best {counts[0]}, objects",
+            taught(COUNTS[0], **{TARGET: OBJECTNESS}),
+            f"teacher's best {COUNTS[0]}, objects",
         ),
         teacher_half=(
-            taught(counts[-1], **{"data.selection.score_threshold": 0.5}),
+            taught(COUNTS[-1], **{"data.selection.score_threshold": 0.5}),
             "teacher's boxes that score 0.5 and more, classes",
         ),
     ) | {
-        f"teacher_{count}": (taught(count), f"teacher's best {count}, classes") for count in counts
+        f"teacher_{count}": (taught(count), f"teacher's best {count}, classes") for count in COUNTS
     }
     stages = dict(
         backbone=L(Training)(
@@ -104,11 +109,6 @@ def grid(
     ) | {name: stage for name, (stage, _) in variants.items()}
     arms = dict(scratch=["finetune"]) | {name: [name, "finetune"] for name in variants}
     return stages, arms, {name: title for name, (_, title) in variants.items()}
-
-
-def controls_of(counts: tuple[int, ...]):
-    """Of self-training the boxes of other images too."""
-    return L(Controls)(shuffled=[f"teacher_{counts[0]}"])
 
 
 def lengths(pretrain: int, finetune: int) -> dict:

@@ -77,6 +77,18 @@ def test_every_stage_can_be_run(config: str, data: Path) -> None:
     json.dumps([p.stage.command for p in planned])
 
 
+@pytest.mark.parametrize("config", [config for config in COMPARISONS if "grid" in config])
+def test_the_grid_pre_trains_on_other_images(config: str, data: Path) -> None:
+    others = [f"data.unlabeled.source={data / 'test'}", "data.unlabeled.split=null"]
+    planned = plan(resolver_of(config, "small", data, "comparison.seeds=1", *others))
+    trainings = [each.stage for each in planned if isinstance(each.stage.config, Training)]
+    on = {str(stage.config.on) for stage in trainings}
+    assert on == {"train", "unlabeled"}
+    for stage in trainings:
+        told = f"data.unlabeled.source={data / 'test'}" in stage.command
+        assert told == (stage.config.on == "unlabeled")
+
+
 def parser_of(path: str, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
     """Of a tool's command line."""
     name = Path(path).stem
