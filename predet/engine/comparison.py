@@ -3,7 +3,8 @@
     comparison  title; labels: label budgets (whole numbers of images, or fractions, or "all");
                 seeds: their number, each draws its own labelled images, the same for all arms;
                 matters: the smallest gain in AP that would be worth it (default 1)
-    data        train (labelled pool), unlabeled, test: `source`, `split`, `image_root` of each
+    data        train (labelled pool), unlabeled, test, and other unlabelled images that stages are
+                on: `source`, `split`, `image_root` of each
     stages      name -> `Training`; boxes: `PseudoLabels`, `Proposals`, `Filtered`, `Clusters`;
                 `Checkpoint`
     arms        name -> chain of stage names; each training starts from the one before
@@ -45,8 +46,8 @@ class Training:
 
     Args:
         config: the training config.
-        on: "train" (the labelled images that the seed draws; evaluated on the test set) or
-            "unlabeled"; sets the section `data.train` or `data.unlabeled` of the config.
+        on: "train" (the labelled images that the seed draws; evaluated on the test set), or the
+            section of `data` that is `data.unlabeled` to the config.
         updates: optimiser steps.
         set: other config keys with their values. "stage:NAME" stands for what that stage made.
         seed: None takes the comparison's; a number makes one run serve all seeds.
@@ -59,8 +60,8 @@ class Training:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if self.on not in ("train", "unlabeled"):
-            raise ValueError(f"a training is on 'train' or 'unlabeled', got {self.on!r}")
+        if self.on == "test":
+            raise ValueError("a training is on 'train' or on unlabelled images, got 'test'")
         if isinstance(self.updates, bool) or not isinstance(self.updates, int) or self.updates < 4:
             raise ValueError(f"updates must be a whole number of at least 4, got {self.updates!r}")
 

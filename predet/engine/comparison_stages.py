@@ -149,9 +149,10 @@ class StageResolver:
         # The same keys twice: with names that stay, for the hash, and with paths, for the command.
         names = {value: f"stage/{found.name}" for value, found in inputs.items()}
         labels = _label_keys(cell) if stage.on == "train" else {}
-        sections = (stage.on, "test") if stage.on == "train" else (stage.on,)
+        # Sections of the training config, with those of the comparison that they are.
+        own = {"train": "train", "test": "test"} if stage.on == "train" else {"unlabeled": stage.on}
         identity = {
-            **{f"data.{part}.source": f"data/{self.fingerprint(part)}" for part in sections},
+            **{f"data.{part}.source": f"data/{self.fingerprint(own[part])}" for part in own},
             **labels,
             **{key: _replaced(value, names) for key, value in keys.items()},
         }
@@ -161,7 +162,7 @@ class StageResolver:
         paths = {value: str(_made(found)) for value, found in inputs.items()}
         period = -(-stage.updates // EVALUATIONS)
         run = {
-            **{k: v for part in sections for k, v in self._data_keys(part).items()},
+            **{f"data.{part}.{k}": v for part in own for k, v in self._data(own[part]).items()},
             **labels,
             **{key: _replaced(value, paths) for key, value in keys.items()},
             "train.output_dir": str(folder),
@@ -243,10 +244,9 @@ class StageResolver:
         full_name = f"{name}-{sha256_of(path)[:12]}"
         return Resolved(full_name, stage, path.parent, path, path, None, (), "", None)
 
-    def _data_keys(self, section: str) -> dict[str, Any]:
-        """All of them: what the comparison leaves out must not be the training config's."""
-        own = {"split": None, "image_root": None, **self.comparison.data[section]}
-        return {f"data.{section}.{key}": value for key, value in own.items()}
+    def _data(self, section: str) -> dict[str, Any]:
+        """All its keys: what the comparison leaves out must not be the training config's."""
+        return {"split": None, "image_root": None, **self.comparison.data[section]}
 
     def _folder(self, kind: str, content: Mapping[str, Any]) -> Path:
         """The kind is not the name in the comparison: stages of two names may be the same."""

@@ -220,6 +220,7 @@ def test_a_training_is_told_all_that_the_comparison_says(tmp_path: Path, scenes:
     )
     assert "train.init_checkpoint" not in pretraining
     assert "train.eval_period" not in pretraining
+    assert not any(key.startswith("data.train") for key in pretraining)
     assert (finetuning["data.train.split"], finetuning["data.test.split"]) == ("train", "test")
     assert finetuning["data.train.fraction"] == 0.5
     assert "data.train.num_images" not in finetuning
@@ -313,7 +314,7 @@ def test_budget_lies_between_file_and_command_line() -> None:
         (["arms={method:[finetune,pretrain]}"], "must be a training on 'train'"),
         (["comparison.seeds=0"], "comparison.seeds must be a whole number"),
         (["comparison.labels=[1.5]"], "a fraction in"),
-        (["stages.pretrain.on=photos"], "on 'train' or 'unlabeled', got 'photos'"),
+        (["stages.pretrain.on=test"], "on 'train' or on unlabelled images, got 'test'"),
         (["stages.boxes.teacher=nobody"], "stages.boxes refers to 'nobody'"),
         (["controls.shuffled=[scratch]"], "no arm 'scratch' to shuffle"),
         (["updates.finetun=3"], "unknown key 'updates.finetun'"),
@@ -322,6 +323,28 @@ def test_budget_lies_between_file_and_command_line() -> None:
 def test_mistakes_are_named(overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_comparison(CONFIG, overrides)
+
+
+def test_arms_pre_train_on_different_images(tmp_path: Path, scenes: Path) -> None:
+    """What the config knows as `data.unlabeled` is the section that the stage is on."""
+    resolver = resolver_for(tmp_path / "out", f"data.train.source={scenes}")
+    cell = resolver.comparison.cells[0]
+
+    def pretraining_on(section: str) -> Resolved:
+        stages = dict(resolver.comparison.stages)
+        stages["pretrain"] = dataclasses.replace(stages["pretrain"], on=section)
+        comparison = dataclasses.replace(resolver.comparison, stages=stages)
+        other = StageResolver(comparison, output=tmp_path / "out", tools=HERE, num_gpus=0)
+        return other.chain("method", cell)[0]
+
+    resolver.comparison.data["photos"] = {"source": str(scenes / "test")}
+    usual, other = pretraining_on("unlabeled"), pretraining_on("photos")
+    assert usual.name != other.name
+    assert f"data.unlabeled.source={scenes / 'test'}" in other.command
+    assert "data.unlabeled.split=None" in other.command
+    assert not any("photos" in part for part in other.command)
+    with pytest.raises(ValueError, match=r"has no data\.drawings; it has data\.train, "):
+        pretraining_on("drawings")
 
 
 def test_a_training_config_is_no_comparison() -> None:
