@@ -2,15 +2,16 @@
 
     tools/make_scenes.py datasets/scenes --num-classes 3 --clutter 0.5 \\
         --split train=1200 --split test=200
+    tools/make_scenes.py datasets/scenes_single --num-classes 3 --clutter 0.5 --max-objects 1 \\
+        --split train=1200
     tools/compare.py --config-file configs/compare_align_det_ablations.py \\
         --output output/compare_align_det_ablations --budget cpu --jobs 2 --num-gpus 0 \\
         data.train.source=datasets/scenes
 
-Two-stage Deformable DETR: contrast or regression alone; objectness instead of clusters; the neck or
-the last box layer transferred; the backbone of one's own images frozen, trained on or by SwAV, or a
-random one. Given weights in its place: given.backbone=FILE. Object-centric images, of one object
-each: draw them with tools/make_scenes.py datasets/single --max-objects 1 --num-images 1200, and run
-once more into another folder with data.unlabeled.source=datasets/single data.unlabeled.split=null.
+Two-stage Deformable DETR: contrast or regression alone; objectness instead of clusters; images of
+one object each (object-centric) in place of those of several; the neck or the last box layer
+transferred; the backbone of one's own images frozen, trained on or by SwAV, or a random one. Given
+weights in its place: given.backbone=FILE given.norm=bn.
 """
 
 from .common.compare_align_det import ablation_arms as arms
@@ -21,6 +22,7 @@ from .common.comparison import budgets_of, data
 
 comparison.title = "AlignDet: ablations on scenes"
 comparison.labels = [100]
+data.single = dict(source="${data.train.source}_single", split="train", image_root=None)
 
 updates.backbone = updates.pretrain = 120
 updates.finetune = 150

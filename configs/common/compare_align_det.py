@@ -14,7 +14,8 @@ from .comparison import BF16, TRAIN, sizes_at
 comparison = dict(title="AlignDet", labels=[20], seeds=3, matters=1.0)
 updates = dict(backbone=200, pretrain=200, finetune=200)
 boxes = dict(num=10, clusters=32)  # proposals of an image; clusters of all of them
-given = dict(backbone="stage:backbone")  # or a file with weights of a ResNet-18
+# Or a file with weights of a ResNet-18, and its normalisation: "bn" of published ones.
+given = dict(backbone="stage:backbone", norm="gn")
 
 BACKBONE = "model.detector.backbone.weights"
 
@@ -35,21 +36,22 @@ def stages_at(side: int, *, search: str, filters: dict) -> dict:
             config=f"configs/tiny/{detector}.py",
             on="train",
             updates="${updates.finetune}",
-            set={**BF16, **sizes, **crops, **test, **keys},
+            set={"model.backbone.norm": "${given.norm}", **BF16, **sizes, **crops, **test, **keys},
         )
 
     def tuned(detector: str, *fresh: str):
         return supervised(detector, **{"train.reinit": list(fresh) or ["last-layers"]})
 
-    def aligned(config: str, boxes: str = "filtered", **keys: object):
+    def aligned(config: str, boxes: str = "filtered", on: str = "unlabeled", **keys: object):
         return L(Training)(
             config=f"configs/tiny/{config}.py",
-            on="unlabeled",
+            on=on,
             updates="${updates.pretrain}",
             set={
                 "data.store": f"stage:{boxes}",
                 "data.selection.top_k": "${boxes.num}",
                 BACKBONE: "${given.backbone}",
+                "model.detector.backbone.norm": "${given.norm}",
                 **BF16,
                 **views,
                 **keys,
@@ -65,13 +67,18 @@ def stages_at(side: int, *, search: str, filters: dict) -> dict:
             config=f"configs/tiny/{config}.py",
             on="unlabeled",
             updates="${updates.backbone}",
-            set=BF16,
+            set={"model.backbone.norm": "${given.norm}", **BF16},
         )
 
-    def clusters_by(encoder: str):
+    def proposals_on(images: str):
+        options = {"mode": "fast", "resize": search, "workers": 1}
+        return L(Proposals)(on=images, options=options)
+
+    def clusters_by(encoder: str, boxes: str = "filtered", on: str = "unlabeled"):
         return L(Clusters)(
-            boxes="filtered",
+            boxes=boxes,
             backbone=encoder,
+            on=on,
             options={"clusters": "${boxes.clusters}", "level": -2, "short_side": 256},
         )
 
@@ -81,9 +88,12 @@ def stages_at(side: int, *, search: str, filters: dict) -> dict:
     return dict(
         backbone=image_domain("image_domain"),
         swav=image_domain("swav"),
-        proposals=L(Proposals)(options={"mode": "fast", "resize": search, "workers": 1}),
+        proposals=proposals_on("unlabeled"),
+        single_proposals=proposals_on("single"),
         filtered=L(Filtered)(boxes="proposals", options=filters),
+        single_filtered=L(Filtered)(boxes="single_proposals", options=filters),
         clusters=clusters_by("backbone"),
+        single_clusters=clusters_by("backbone", "single_filtered", on="single"),
         swav_clusters=clusters_by("swav"),
         align=aligned("align_det", "clusters"),
         align_fcos=aligned("align_det_fcos"),
@@ -98,6 +108,7 @@ def stages_at(side: int, *, search: str, filters: dict) -> dict:
         contrast=one_side(1.0, 0.0),
         regression=one_side(0.0, 1.0),
         object_only=aligned("align_det"),
+        single=aligned("align_det", "single_clusters", on="single"),
         trained_backbone=aligned("align_det", "clusters", **{"model.freeze_backbone": False}),
         swav_backbone=aligned("align_det", "swav_clusters", **{BACKBONE: "stage:swav"}),
         random_backbone=aligned("align_det", **random),
@@ -135,6 +146,7 @@ ablation_arms = dict(
     contrast=["contrast", "tune"],
     regression=["regression", "tune"],
     object_only=["object_only", "tune"],
+    single=["single", "tune"],
     neck_only=["align", "tune_neck"],
     with_box_layer=["align", "tune_boxes"],
     backbone_only=["backbone_only"],
@@ -148,6 +160,7 @@ ablation_titles = dict(
     contrast="contrast alone",
     regression="clusters and boxes alone",
     object_only="objectness instead of clusters",
+    single="images of one object each",
     neck_only="only the neck is transferred",
     with_box_layer="the last box layer is transferred, too",
     backbone_only="own backbone, no box domain",

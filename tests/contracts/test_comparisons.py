@@ -39,6 +39,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
     for split in ("train", "trainval", "test"):
         make_scenes(folder, num_images=4, image_size=64, num_classes=2, seed=0, split=split)
+    single = folder.with_name(f"{folder.name}_single")
+    make_scenes(single, num_images=4, image_size=64, num_classes=2, seed=1, split="train")
     return folder
 
 
