@@ -30,7 +30,7 @@ dataloader.train.total_batch_size = 16
 optimizer.lr = 1e-3
 
 train.output_dir = "output/tiny/updetr_patches"
-train.max_iter = 1500
+train.max_iter = 2500
 lr_multiplier.max_iter = train.max_iter
-lr_multiplier.drop_steps = [1250]
+lr_multiplier.drop_steps = [2080]
 lr_multiplier.warmup_steps = 50
