@@ -3,10 +3,12 @@
 Sources: Selective Search, EdgeBoxes, random patches, a teacher trained on the labels (several
 numbers of boxes, and a threshold), the truth. Targets: an object or not, the embedding of a frozen
 encoder (DETReg; also a random one), the teacher's or the true class. The backbone is the same in
-all arms, from image-domain pre-training. Other data are keys of the command line:
+all arms, from image-domain pre-training. Other images to pre-train on, or other data altogether:
 
-    data.unlabeled.source=IMAGES data.unlabeled.split=null                        # to pre-train on
-    data.train.source=BCCD data.unlabeled.split=trainval comparison.labels=[20]   # all of it
+    tools/compare.py --config-file configs/compare_grid_deformable.py --output OUT \\
+        data.unlabeled.source=IMAGES data.unlabeled.split=null
+    tools/compare.py --config-file configs/compare_grid_deformable.py --output OUT \\
+        data.train.source=BCCD data.unlabeled.split=trainval comparison.labels=[20]
 
 A recipe imports `comparison`, `controls` and `data`, and makes the rest with `grid(...)`.
 """
