@@ -13,7 +13,6 @@ from .detr_r50_coco_150ep import data, dataloader, lr_multiplier, model, optimiz
 
 model.backbone.norm = "sync_bn"
 model.backbone.freeze_at = 0
-model.backbone.weights = None  # they come with the detector
 
 train.init_checkpoint = "output/align_det_detr_r50_coco/checkpoints/last.pth"
 train.reinit = ["last-layers"]

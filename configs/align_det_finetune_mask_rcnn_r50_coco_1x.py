@@ -12,8 +12,6 @@ from .mask_rcnn_r50_coco_1x import data, dataloader, lr_multiplier, model, optim
 
 model.head_convolutions = 4
 model.backbone.norm = "sync_bn"
-model.backbone.weights = None  # they come with the detector
-model.backbone.allow_random_frozen = True  # the stem and the first stage, which come with it too
 
 optimizer.lr, optimizer.weight_decay = 0.03, 5e-5
 

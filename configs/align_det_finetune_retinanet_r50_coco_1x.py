@@ -11,8 +11,6 @@ Run: tools/lazyconfig_train_net.py --num-gpus 8 \\
 from .retinanet_r50_coco_1x import data, dataloader, lr_multiplier, model, optimizer, train
 
 model.backbone.norm = "sync_bn"
-model.backbone.weights = None  # they come with the detector
-model.backbone.allow_random_frozen = True  # the stem and the first stage, which come with it too
 
 optimizer.lr, optimizer.weight_decay = 0.015, 5e-5
 

@@ -14,10 +14,6 @@ Reported by a user, from configs/detreg_in1k.py: 45.5 AP. Not trained by us yet.
 
 from .deformable_detr_r50_coco_50ep import data, dataloader, lr_multiplier, model, optimizer, train
 
-# The whole detector comes from the checkpoint: nothing is downloaded.
-model.backbone.weights = None
-model.backbone.allow_random_frozen = True
-
 train.init_checkpoint = "output/detreg_in1k/checkpoints/last.pth"
 train.reinit = ["class_head"]
 train.output_dir = "output/detreg_finetune_coco_50ep"

@@ -14,9 +14,6 @@ Not trained by us yet.
 from .detr_r50_coco_300ep import data, dataloader, lr_multiplier, model, optimizer, train
 
 model.transformer.pre_norm = True
-# The whole detector comes from the checkpoint: nothing is downloaded.
-model.backbone.weights = None
-model.backbone.allow_random_frozen = True
 
 train.init_checkpoint = "output/detreg_detr_in1k/checkpoints/last.pth"
 train.reinit = ["class_head"]

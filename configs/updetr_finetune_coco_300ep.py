@@ -17,9 +17,6 @@ Published: 42.8 AP (Table 2), 43.1 without shuffling (appendix A.3). Not trained
 from .detr_r50_coco_300ep import data, dataloader, lr_multiplier, model, optimizer, train
 
 model.transformer.pre_norm = True
-# The whole detector comes from the checkpoint: nothing is downloaded.
-model.backbone.weights = None
-model.backbone.allow_random_frozen = True
 
 optimizer.params.lr_factors = {"backbone": 0.5}
 

@@ -22,7 +22,7 @@ from predet.checkpoint.files import read_checkpoint
 logger = logging.getLogger(__name__)
 
 _DETECTOR = "detector."
-_ALL_BUT = "all-but-"  # begins an entry of reinit: everything starts afresh, except what is named
+ALL_BUT = "all-but-"  # begins an entry of reinit: everything starts afresh, except what is named
 _LAST_LAYERS = "last-layers"  # an entry of reinit: what the receiving detector calls so
 # Counts batches for a momentum that nobody uses; frozen norms have none.
 _OPTIONAL = ".num_batches_tracked"
@@ -216,7 +216,7 @@ def _named_by(reinit: Sequence[str], names: Sequence[str]) -> set[str]:
     fresh: set[str] = set()
     kept: set[str] = set()
     for entry in reinit:
-        pattern = entry.removeprefix(_ALL_BUT)
+        pattern = entry.removeprefix(ALL_BUT)
         found = {
             name
             for name in names

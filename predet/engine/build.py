@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from predet.checkpoint import head_classes_of, load_detector, read_checkpoint, reinit_for_classes
+from predet.checkpoint.transfer import ALL_BUT
 from predet.d2 import comm, instantiate
 from predet.engine.distributed import seed_all
 from predet.engine.settings import AUTO_REINIT, TrainSettings
@@ -96,6 +97,23 @@ def backbone_config(cfg: DictConfig) -> DictConfig:
         if (found := OmegaConf.select(cfg, place)) is not None:
             return found
     raise ValueError("the config's model has no backbone, and no detector with one")
+
+
+def backbone_is_replaced(cfg: DictConfig, settings: TrainSettings, *, begun: bool) -> bool:
+    """Whether a checkpoint brings the whole backbone: then its own weights need not be there.
+
+    Args:
+        cfg: of the training.
+        settings: of the same.
+        begun: it goes on from a checkpoint of its own, else begins with `train.init_checkpoint`.
+    """
+    pretraining = "detector" in cfg.model
+    if begun:
+        return not pretraining or "freeze_backbone" in cfg.model  # decided by the weights' presence
+    if pretraining or not settings.init_checkpoint:
+        return False
+    fresh = () if settings.reinit == AUTO_REINIT else settings.reinit
+    return not any(name.startswith(("backbone", ALL_BUT)) for name in fresh)
 
 
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:

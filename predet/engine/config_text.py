@@ -20,14 +20,19 @@ from predet.d2.embedded.overrides import parse_value
 
 _TARGET = "_target_"
 _WIDTH = 96
-_HEADER = '''"""Resolved config of a run: with overrides, without interpolations. Loads as it is."""
+_HEADER = '''"""The config of a run, with its overrides. Loads as it is."""
 '''
 
 
-def render(cfg: DictConfig) -> str:
-    """The config as a Python file, with every interpolation resolved.
+def render(cfg: DictConfig, *, keep_references: bool = False) -> str:
+    """The config as a Python file.
 
     Callables are written by their import path, so the file needs no import of them.
+
+    Args:
+        cfg: what is written.
+        keep_references: write "${data.test.source}" instead of what it stands for, so that it
+            follows when that is overridden.
 
     Raises:
         ValueError: an interpolation cannot be resolved, or a value (a lambda, an object) has no
@@ -35,7 +40,9 @@ def render(cfg: DictConfig) -> str:
     """
     modules: set[str] = set()
     blocks = []
-    for name, value in resolve(cfg).items():
+    resolved = resolve(cfg)
+    values = OmegaConf.to_container(cfg) if keep_references else resolved
+    for name, value in values.items():
         if isinstance(value, (Mapping, list)):
             blocks.append(f"{name} = {_expression(value, name, 0, modules)}\n")
     imports = "".join(f"import {module}\n" for module in sorted(modules))
@@ -66,11 +73,14 @@ def as_text(value: Any) -> str:
 
 
 def save_resolved(cfg: DictConfig, path: str | Path) -> None:
-    """Write `render(cfg)` to `path` (by convention `config.resolved.py`), replacing it at once."""
+    """Write the config to `path` (by convention `config.resolved.py`), replacing it at once.
+
+    References between its keys stay, so that `key=value` means in it what it meant in the recipe.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(render(cfg), encoding="utf-8")
+    temporary.write_text(render(cfg, keep_references=True), encoding="utf-8")
     os.replace(temporary, path)
 
 

@@ -90,6 +90,9 @@ def without_backbone_weights(cfg: DictConfig) -> DictConfig:
     with open_dict(cfg):
         if OmegaConf.select(cfg, "model.patch_encoder.backbone") is not None:
             cfg.model.patch_encoder.allow_random = True
+        if OmegaConf.select(cfg, "model.freeze_backbone") == "auto":
+            weights = OmegaConf.select(cfg, "model.detector.backbone.weights")
+            cfg.model.freeze_backbone = weights is not None
         # The encoder first: its weights may be told to be those of the detector.
         for place in ("model.patch_encoder.backbone", "model.backbone", "model.detector.backbone"):
             backbone = OmegaConf.select(cfg, place)

@@ -29,6 +29,7 @@ from predet.d2.embedded import comm
 from predet.d2.embedded.arguments import default_argument_parser
 from predet.d2.embedded.launch import launch
 from predet.engine.build import (
+    backbone_is_replaced,
     build_evaluation,
     build_model,
     build_optimizer,
@@ -125,9 +126,13 @@ def train(
     logger.info("training data '%s': %d images", loader.dataset.name, len(loader.dataset))
     fill_classes(cfg, loader.dataset)
     evaluation = build_evaluation(cfg, loader.dataset.class_names)
-    model = build_model(cfg, settings, device)
+    begun = checkpoints.exist()
+    if backbone_is_replaced(cfg, settings, begun=begun):
+        model = build_model(without_backbone_weights(cfg), settings, device)
+    else:
+        model = build_model(cfg, settings, device)
     optimizer = build_optimizer(cfg, model)
-    if not checkpoints.exist():
+    if not begun:
         load_initial_weights(model, settings, loader.dataset.class_names)
     trainer = Trainer(
         model=model,

@@ -119,6 +119,11 @@ def test_resolved_config_loads_to_the_same(tiny_config: str, tmp_path: Path, loa
     assert flatten(again) == flatten(cfg)
     assert render(again) == render(cfg)
     assert "${" not in render(cfg)
+    changed = ["data.test.num_images=7", "train.seed=11"]
+    again = load_config(tmp_path / "config.resolved.py", changed)
+    assert again.dataloader.test.dataset.num_images == 7  # it refers to what was changed
+    assert again.dataloader.train.seed == 11
+    again = load_config(tmp_path / "config.resolved.py")
     torch.manual_seed(0)
     first = instantiate(cfg.model)
     torch.manual_seed(0)
