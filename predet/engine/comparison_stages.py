@@ -82,6 +82,7 @@ class StageResolver:
         self.stages: dict[str, Resolved] = {}  # in an order in which they can be run
         self._datasets: dict[str, DetectionDataset] = {}
         self._fingerprints: dict[str, str] = {}
+        self._files: dict[str, str] = {}
         self._configs: dict[str, DictConfig] = {}
         self._known: dict[tuple[str, str, Cell], Resolved] = {}
 
@@ -148,6 +149,7 @@ class StageResolver:
         keys |= stage.set
         # The same keys twice: with names that stay, for the hash, and with paths, for the command.
         names = {value: f"stage/{found.name}" for value, found in inputs.items()}
+        names |= self._contents(stage.set)
         labels = _label_keys(cell) if stage.on == "train" else {}
         # Sections of the training config, with those of the comparison that they are.
         own = {"train": "train", "test": "test"} if stage.on == "train" else {"unlabeled": stage.on}
@@ -190,6 +192,13 @@ class StageResolver:
             labels=str(cell.labels) if depends else "",
             seed=seed,
         )
+
+    def _contents(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """Those of the values that are files, for example given weights, by what is in them."""
+        for value in values.values():
+            if isinstance(value, str) and value not in self._files and Path(value).is_file():
+                self._files[value] = f"file/{sha256_of(value)[:12]}"
+        return self._files
 
     def _config(self, path: str) -> DictConfig:
         """A copy of a training config, which is read once."""

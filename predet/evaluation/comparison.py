@@ -29,6 +29,7 @@ CONTROLS = {
     "e": "given checkpoint",
 }
 DECISIVE = ("b", "c")
+FLOOR = 2.0  # AP of detectors that have hardly begun to learn: differences tell nothing there
 METRICS = {"AP": 0, "AP50": 1}  # -> column of `resampled_ap`
 RESAMPLES = 1000
 
@@ -68,6 +69,7 @@ class Difference(NamedTuple):
     by_seed: Mapping[int, float]
     seeds: Interval  # t interval over the seeds
     images: Interval  # bootstrap over the test images, mean of the seeds
+    level: float  # of the control, mean of the seeds
 
 
 class Verdict(NamedTuple):
@@ -120,9 +122,18 @@ def differences(
                 )
                 over_seeds = t_interval(list(by_seed.values()))
                 over_images = percentile_interval(change, over_seeds.mean)
+                level = float(np.mean([by_cell[c].results[metric] for _, c in pairs.values()]))
                 found.append(
                     Difference(
-                        arm, control, letter, labels, metric, by_seed, over_seeds, over_images
+                        arm=arm,
+                        control=control,
+                        letter=letter,
+                        labels=labels,
+                        metric=metric,
+                        by_seed=by_seed,
+                        seeds=over_seeds,
+                        images=over_images,
+                        level=level,
                     )
                 )
     return found
@@ -141,6 +152,8 @@ def verdicts(
     found: Sequence[Difference], arms: Sequence[Arm], *, test_images: int, matters: float = 1.0
 ) -> list[Verdict]:
     """One sentence for each arm with controls and each label budget, from the intervals of AP.
+
+    Nothing can be told where neither an arm nor its controls have learned: have an AP of `FLOOR`.
 
     Args:
         matters: the smallest gain in AP that would be worth it. "No" says that a gain as large as
@@ -168,6 +181,13 @@ def _verdict(
         text = f"{where}: cannot tell: the control {' and '.join(missing)} is missing."
         return Verdict(arm.name, labels, "cannot tell", text)
     decisive = [own[letter] for letter in DECISIVE]
+    highest = max(level for d in decisive for level in (d.level, d.level + d.seeds.mean))
+    if highest < FLOOR:
+        text = (
+            f"{where}: cannot tell: neither it nor its controls have learned enough yet "
+            f"(AP at most {highest:.1f}); train for longer."
+        )
+        return Verdict(arm.name, labels, "cannot tell", text)
     if all(_excludes_loss(d.seeds) and _excludes_loss(d.images) for d in decisive):
         text = f"{where}: it helped: {_against(decisive)}."
         return Verdict(arm.name, labels, "yes", text)

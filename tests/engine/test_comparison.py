@@ -168,6 +168,29 @@ def test_a_given_checkpoint_is_control_e(tmp_path: Path, scenes: Path) -> None:
     assert resolver.chain("checkpoint", resolver.comparison.cells[0])[1].name != before
 
 
+def test_a_file_that_a_training_is_given_counts_by_its_content(
+    tmp_path: Path, scenes: Path
+) -> None:
+    weights, copy = tmp_path / "backbone.pth", tmp_path / "copy.pth"
+    weights.write_bytes(b"weights")
+    copy.write_bytes(b"weights")
+
+    def pretraining(file: Path) -> Resolved:
+        resolver = resolver_for(
+            tmp_path / "out",
+            f"data.train.source={scenes}",
+            f"stages.pretrain.set={{model.detector.backbone.weights: {file}}}",
+            "controls.shuffled=[]",
+        )
+        return resolver.chain("method", resolver.comparison.cells[0])[0]
+
+    before = pretraining(weights)
+    assert f"model.detector.backbone.weights={weights}" in before.command
+    assert pretraining(copy).name == before.name
+    weights.write_bytes(b"other weights")
+    assert pretraining(weights).name != before.name
+
+
 def test_stages_are_shared_where_they_are_the_same(tmp_path: Path, scenes: Path) -> None:
     resolver = resolver_for(tmp_path / "out", f"data.train.source={scenes}")
     chains = resolved(resolver)

@@ -79,6 +79,7 @@ def test_differences_are_paired_by_seed() -> None:
     assert by_letter["a"].by_seed == {0: 5, 1: 4}
     assert by_letter["b"].by_seed == {0: 3, 1: 3}
     assert by_letter["c"].by_seed == {0: 4, 1: 1}
+    assert by_letter["c"].level == 22
     assert by_letter["c"].seeds == t_interval([4.0, 1.0])
     assert by_letter["c"].control == "teacher_on"
 
@@ -182,12 +183,14 @@ def _true_difference() -> float:
 TRUE_DIFFERENCE = _true_difference()
 
 
-def difference(letter: str, by_seed: list[float], low: float, high: float) -> Difference:
+def difference(
+    letter: str, by_seed: list[float], low: float, high: float, level: float = 20.0
+) -> Difference:
     mean = float(np.mean(by_seed))
     seeds = t_interval(by_seed)
     pairs = dict(enumerate(by_seed))
     images = Interval(mean, low, high)
-    return Difference("method", letter, letter, "5%", "AP", pairs, seeds, images)
+    return Difference("method", letter, letter, "5%", "AP", pairs, seeds, images, level)
 
 
 @pytest.mark.parametrize(
@@ -211,6 +214,27 @@ def test_verdicts_follow_from_the_intervals(
     (verdict,) = verdicts(found, ARMS, test_images=100)
     assert verdict.answer == answer
     assert words in verdict.sentence
+
+
+@pytest.mark.parametrize("gain", [1.0, -0.4])
+def test_where_nothing_has_learned_nothing_is_told(gain: float) -> None:
+    """However sure the difference: none of the three has an AP of 2."""
+    by_seed = [gain, gain + 0.01, gain - 0.01]
+
+    def verdict_at(*levels: float) -> tuple[str, str]:
+        found = [
+            difference(letter, by_seed, gain - 0.1, gain + 0.1, level)
+            for letter, level in zip("bc", levels, strict=True)
+        ]
+        (verdict,) = verdicts(found, ARMS, test_images=100, matters=0.5)
+        return verdict.answer, verdict.sentence
+
+    answer, sentence = verdict_at(0.9, 0.8)
+    assert answer == "cannot tell"
+    highest = 0.9 + max(gain, 0)
+    assert f"have learned enough yet (AP at most {highest:.1f}); train for longer" in sentence
+    for levels in ((0.9, 2.1), (2.1, 0.9)):
+        assert verdict_at(*levels)[0] == ("yes" if gain > 0 else "no")
 
 
 def test_a_small_test_set_is_named_as_the_reason() -> None:
