@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = Path(args.output).resolve()
     command = shlex.join([Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)])
     try:
-        comparison = load_comparison(args.config_file, args.opts, budget=args.budget)
+        comparison = load_comparison(
+            args.config_file, args.opts, budget=args.budget, arms=args.arm or ["*"]
+        )
         resolver = StageResolver(comparison, output=output, tools=TOOLS, num_gpus=args.num_gpus)
         if args.plan:
             print(plan_text(plan(resolver), jobs=args.jobs))
@@ -73,6 +75,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--config-file", required=True, metavar="FILE", help="the comparison")
     add("--output", required=True, metavar="DIR", help="stages and page lie here")
     add("--budget", help="one of the config's budgets, for example small, cpu or gpu")
+    add(
+        "--arm",
+        action="append",
+        metavar="PATTERN",
+        help="only arms whose names match, and their controls: 'self_*' (repeatable; default: all)",
+    )
     add("--jobs", type=int, default=1, help="stages at the same time (default: %(default)s)")
     add("--num-gpus", type=int, default=1, help="of each stage; 0: the CPU (default: %(default)s)")
     add("--plan", action="store_true", help="say what would be run, and how long, and end")

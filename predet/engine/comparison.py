@@ -27,6 +27,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import filter as matching
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -181,9 +182,20 @@ class Comparison:
 
 
 def load_comparison(
-    path: str | Path, overrides: Sequence[str] = (), *, budget: str | None = None
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    budget: str | None = None,
+    arms: Sequence[str] = ("*",),
 ) -> Comparison:
-    """Read a comparison config. Overrides of the command line go over those of the budget.
+    """Read a comparison config.
+
+    Args:
+        path: the config.
+        overrides: of the command line; they go over those of the budget.
+        budget: one of the config's.
+        arms: patterns of names, as of files in a shell. Arms that match none are left out, but for
+            the controls of those that match.
 
     Raises:
         ValueError: something is missing or unknown, or stages do not fit together; what and where
@@ -197,7 +209,8 @@ def load_comparison(
     if budget is not None and budget not in budgets:
         raise ValueError(f"{path} has no budget '{budget}', it has: {', '.join(budgets) or 'none'}")
     values = budgets[budget] if budget is not None else {}
-    return parse_comparison(resolve(load_config(path, [*as_overrides(values), *overrides])))
+    content = resolve(load_config(path, [*as_overrides(values), *overrides]))
+    return _with_arms(parse_comparison(content), arms)
 
 
 def parse_comparison(content: Mapping[str, Any]) -> Comparison:
@@ -304,6 +317,26 @@ class Controls:
                 own["e"] = arm("checkpoint", title, "checkpoint", self.scratch)
             found[name] = own
         return tuple(Arm(name, names.get(name, name), found.get(name, {})) for name in arms)
+
+
+def _with_arms(comparison: Comparison, patterns: Sequence[str]) -> Comparison:
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = matching(comparison.arms, pattern)
+        if not found:
+            names = ", ".join(comparison.arms)
+            raise ValueError(f"no arm's name matches '{pattern}'; there are {names}")
+        chosen.update(found)
+    # What is there as a control only is compared with nothing.
+    compared = [
+        arm if arm.name in chosen else arm._replace(controls={}) for arm in comparison.compared
+    ]
+    kept = chosen.union(*(arm.controls.values() for arm in compared))
+    return dataclasses.replace(
+        comparison,
+        arms={name: chain for name, chain in comparison.arms.items() if name in kept},
+        compared=tuple(arm for arm in compared if arm.name in kept),
+    )
 
 
 def references(stage: StageConfig) -> Iterator[str]:

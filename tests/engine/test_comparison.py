@@ -82,6 +82,32 @@ def test_an_arm_without_a_teacher_has_scratch_trained_on() -> None:
     assert method.controls == {"a": "scratch", "b": "scratch_200", "c": "finetune_200"}
 
 
+def test_chosen_arms_come_with_their_controls(tmp_path: Path) -> None:
+    whole = load_comparison(CONFIG)
+    assert load_comparison(CONFIG, arms=["*"]) == whole
+    (method,) = (arm for arm in whole.compared if arm.controls)
+    named = load_comparison(CONFIG, arms=["meth*d"])
+    assert method in named.compared
+    assert set(named.arms) == {"method", *method.controls.values()}
+    assert {arm.name for arm in named.compared} == set(named.arms)
+    assert all(whole.arms[name] == chain for name, chain in named.arms.items())
+
+    # An arm that is another one's control, and has controls itself.
+    more = tmp_path / "config.py"
+    added = (
+        'stages["finetune_200"] = stages["finetune"]\narms["more"] = ["teacher", "finetune_200"]\n'
+    )
+    more.write_text(CONFIG.read_text() + added)
+    by_name = {arm.name: arm for arm in load_comparison(more).compared}
+    assert by_name["method"].controls["c"] == "more"
+    assert by_name["more"].controls
+    few = load_comparison(more, arms=["method"])
+    assert set(few.arms) == {"method", *by_name["method"].controls.values()}
+    assert [arm.name for arm in few.compared if arm.controls] == ["method"]
+    with pytest.raises(ValueError, match=r"no arm's name matches 'other'; there are .*method"):
+        load_comparison(CONFIG, arms=["method", "other"])
+
+
 def test_detectors_of_several_kinds_have_controls_of_their_own() -> None:
     def training(name: str, updates: int = 100) -> Training:
         return Training(config=f"configs/tiny/{name}.py", on="train", updates=updates)
