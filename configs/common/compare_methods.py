@@ -5,7 +5,7 @@ self-training keeps its gain? Every arm has the same backbone, from image-domain
 unlabelled images, and on one detector the same number of updates. DETR needs many more: at 64
 pixels and a stride of 8, not 32, it had AP50 1.1 and 11.3 after 2200 on 100 labelled scenes (two
 seeds), at 128 pixels, where an update takes three times as long, 0.5 after 540. So it gets some
-nine times as many as the others; after 900 there was nothing to compare. The finest map of
+eight times as many as the others; after 900 there was nothing to compare. The finest map of
 deformable detectors has a stride of 4: two-stage ones choose queries from its places.
 
 A recipe imports the sections, has `data` of its own, and makes `stages` by `stages_at(...)`.
@@ -20,7 +20,7 @@ comparison = dict(title="Pre-training methods", labels=[100], seeds=3, matters=1
 # Of every detector: before the labels (pre-training), on the labels (fine-tuning).
 updates = dict(
     backbone=150,
-    detr=dict(pretrain=2000, finetune=2000),
+    detr=dict(pretrain=1500, finetune=2000),
     deformable=dict(pretrain=150, finetune=300),
     h_deformable=dict(pretrain=100, finetune=220),
 )

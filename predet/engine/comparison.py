@@ -296,7 +296,10 @@ class Controls:
             scratch = "scratch" if start == self.scratch else f"scratch_{start}"
             scratch = arm(scratch, scratch.replace("_", ", "), start)
             title = names.get(scratch, scratch)
-            total = sum(stage.updates for stage in feeding(arms[name], stages))
+            # What scratch starts from, a backbone, it has in its longer form too: that counts once.
+            shared = feeding((start,), stages)[1:]
+            fed = [stage for stage in feeding(arms[name], stages) if stage not in shared]
+            total = sum(stage.updates for stage in fed)
             longer = f"{start}_{total}"
             stages[longer] = dataclasses.replace(stages[start], updates=total)
             teacher = teacher_of(arms[name], stages) or self.teacher or start

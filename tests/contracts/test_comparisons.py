@@ -18,6 +18,7 @@ from predet.engine.comparison import (
     Proposals,
     PseudoLabels,
     Training,
+    feeding,
     load_comparison,
 )
 from predet.engine.comparison_run import plan
@@ -62,6 +63,12 @@ def test_every_arm_has_the_controls_of_a_verdict(config: str) -> None:
         assert candidates
         for arm in candidates:
             assert set(DECISIVE) <= set(arm.controls)
+            trained = [arm.name, arm.controls["b"]]  # for as long, with all that they begin with
+            own, longer = (
+                sum(stage.updates for stage in feeding(comparison.arms[name], comparison.stages))
+                for name in trained
+            )
+            assert longer == own, trained
 
 
 @pytest.mark.parametrize("config", COMPARISONS)
