@@ -19,32 +19,39 @@ from .common.comparison import BF16, budgets_of, data
 comparison = dict(title="Ablations of DETReg", labels=[100], seeds=3, matters=1.0)
 updates = dict(backbone=150, pretrain=120, finetune=220)
 
-_config = "configs/tiny/detreg_{}.py"
+_dataset, _boxes = "dataloader.train.dataset", "dataloader.train.mapper.boxes"
 _store = {"data.store": "stage:regions"}
-_boxes, _pick = "dataloader.train.mapper.boxes", "predet.data.box_picks"
 _none, _double = {"model.embedding_weight": 0.0}, {"model.embedding_weight": 2.0}
 _trained = {"model.freeze_backbone": False}
-_other = {f"{_boxes}._target_": "predet.data.stored_boxes.RegionsOfOtherImages"}
+
+
+def _choice(name: str) -> str:
+    """One of the training config's choices, not of this config: so the dollar sign is masked."""
+    return rf"\${{choices.{name}}}"
+
+
 VARIANTS = dict(
-    detreg=("store", _store),
-    no_embedding=("store", {**_store, **_none}),
-    double_embedding=("store", {**_store, **_double}),
-    trained=("store", {**_store, **_trained}),
-    trained_no_embedding=("store", {**_store, **_trained, **_none}),
-    trained_double_embedding=("store", {**_store, **_trained, **_double}),
-    other_regions_no_embedding=("store", {**_store, **_trained, **_none, **_other}),
-    random_k=("store", {**_store, f"{_boxes}.pick._target_": f"{_pick}.RandomK"}),
-    importance=("store", {**_store, f"{_boxes}.pick._target_": f"{_pick}.ImportanceSampling"}),
-    random_patches=("random_patches", {}),
-    annotated=("annotated", {}),
-    random_encoder=(
-        "store",
-        {
-            **_store,
-            "model.patch_encoder.backbone.weights": None,
-            "model.patch_encoder.allow_random": True,
-        },
-    ),
+    detreg=_store,
+    no_embedding={**_store, **_none},
+    double_embedding={**_store, **_double},
+    trained={**_store, **_trained},
+    trained_no_embedding={**_store, **_trained, **_none},
+    trained_double_embedding={**_store, **_trained, **_double},
+    other_regions_no_embedding={
+        **_store,
+        **_trained,
+        **_none,
+        _boxes: _choice("boxes.other_regions"),
+    },
+    random_k={**_store, f"{_boxes}.pick": _choice("pick.random_k")},
+    importance={**_store, f"{_boxes}.pick": _choice("pick.importance")},
+    random_patches={_boxes: _choice("boxes.random_patches")},
+    annotated={_dataset: _choice("dataset.annotated"), _boxes: _choice("boxes.of_dataset")},
+    random_encoder={
+        **_store,
+        "model.patch_encoder.backbone.weights": None,
+        "model.patch_encoder.allow_random": True,
+    },
 )
 stages = dict(
     backbone=L(Training)(
@@ -59,12 +66,12 @@ stages = dict(
     ),
 ) | {
     name: L(Training)(
-        config=_config.format(source),
+        config="configs/tiny/detreg_one_stage.py",
         on="unlabeled",
         updates="${updates.pretrain}",
         set={**BF16, "model.detector.backbone.weights": "stage:backbone", **keys},
     )
-    for name, (source, keys) in VARIANTS.items()
+    for name, keys in VARIANTS.items()
 }
 arms = dict(scratch=["finetune"]) | {name: [name, "finetune"] for name in VARIANTS}
 titles = dict(
@@ -87,9 +94,7 @@ controls = L(Controls)()
 timing = dict(
     image_domain=0.5,
     deformable_detr_one_stage=0.45,
-    detreg_store=0.45,
-    detreg_random_patches=0.45,
-    detreg_annotated=0.45,
+    detreg_one_stage=0.45,
     proposals=60.0,
 )
 

@@ -8,7 +8,7 @@
 `configs/common/compare_grid.py` says what the arms are. Two-stage.
 """
 
-from .common.compare_grid import comparison, controls, grid, lengths
+from .common.compare_grid import comparison, confident, controls, grid, lengths
 from .common.comparison import data
 
 comparison.title = "Box sources and class targets, Deformable DETR"

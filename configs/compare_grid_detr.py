@@ -9,7 +9,7 @@
 For a GPU: at the lengths of the CPU budget DETR has not begun to learn (`compare_methods.py`).
 """
 
-from .common.compare_grid import comparison, controls, grid, lengths
+from .common.compare_grid import comparison, confident, controls, grid, lengths
 from .common.comparison import data
 
 comparison.title = "Box sources and class targets, DETR"

@@ -9,7 +9,7 @@
 are chosen from the places of a map of stride 4; so updates are slow, and the CPU budget has few.
 """
 
-from .common.compare_grid import comparison, controls, grid, lengths
+from .common.compare_grid import comparison, confident, controls, grid, lengths
 from .common.comparison import data
 
 comparison.title = "Box sources and class targets, H-Deformable DETR"

@@ -10,7 +10,7 @@ Not trained by us yet.
 """
 
 from .common.schedule import set_length
-from .detreg_in100 import data, dataloader, lr_multiplier, model, optimizer, train
+from .detreg_in100 import choices, data, dataloader, lr_multiplier, model, optimizer, train
 
 data.unlabeled.source, data.unlabeled.split = "datasets/coco", "train2017"
 data.unlabeled.folders = None

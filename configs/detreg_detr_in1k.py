@@ -10,7 +10,7 @@ learning rate stays.
 Not trained by us yet.
 """
 
-from .common.detreg import SWAV, data, dataloader, pretrain
+from .common.detreg import SWAV, choices, data, dataloader, pretrain
 from .common.models.detr import model
 from .common.optim import optimizer
 from .common.schedule import constant as lr_multiplier

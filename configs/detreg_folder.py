@@ -13,7 +13,7 @@ these do not fit, from configs/image_domain_folder.py: both take
 The backbone is frozen. Ours: length and batch, for a few thousand images on one GPU.
 """
 
-from .common.detreg import data, dataloader, pretrain
+from .common.detreg import choices, data, dataloader, pretrain
 from .common.models.deformable_detr import two_stage as model
 from .common.optim import optimizer
 from .common.schedule import constant as lr_multiplier

@@ -9,7 +9,7 @@ Run: tools/lazyconfig_train_net.py --config-file configs/detreg_h_deformable_fol
 
 from .common.detreg import pretrain
 from .common.models.h_deformable_detr import model
-from .detreg_folder import data, dataloader, lr_multiplier, optimizer, train
+from .detreg_folder import choices, data, dataloader, lr_multiplier, optimizer, train
 
 model = pretrain(model)
 

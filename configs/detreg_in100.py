@@ -12,7 +12,7 @@ the learning rate after 40 epochs = 26_360 steps.
 Batches of 24 a GPU are the code's; the paper has 28. Not trained by us yet.
 """
 
-from .common.detreg import SWAV, data, dataloader, pretrain
+from .common.detreg import SWAV, choices, data, dataloader, pretrain
 from .common.imagenet100 import folders
 from .common.models.deformable_detr import one_stage as model
 from .common.optim import optimizer

@@ -10,7 +10,7 @@ Reported by a user after fine-tuning on full COCO: 45.5 AP. Not trained by us ye
 """
 
 from .common.schedule import set_length
-from .detreg_in100 import data, dataloader, lr_multiplier, model, optimizer, train
+from .detreg_in100 import choices, data, dataloader, lr_multiplier, model, optimizer, train
 
 data.unlabeled.folders = None
 

@@ -12,7 +12,7 @@ Fine-tune: configs/deformable_detr_one_stage_folder.py with train.reinit=auto
 
 from .common.models.deformable_detr import one_stage as model
 from .common.up_detr import pretrain
-from .updetr_folder import data, dataloader, lr_multiplier, optimizer, train
+from .updetr_folder import choices, data, dataloader, lr_multiplier, optimizer, train
 
 model = pretrain(model)
 model.add_to = "content"

@@ -18,7 +18,7 @@ from .common.models.detr import model
 from .common.optim import optimizer
 from .common.schedule import constant as lr_multiplier
 from .common.train import train
-from .common.up_detr import data, dataloader, pretrain
+from .common.up_detr import choices, data, dataloader, pretrain
 
 model.transformer.pre_norm = True
 model = pretrain(model)

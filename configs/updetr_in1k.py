@@ -21,7 +21,7 @@ from .common.optim import optimizer
 from .common.schedule import constant as lr_multiplier
 from .common.schedule import set_length
 from .common.train import train
-from .common.up_detr import data, dataloader, pretrain
+from .common.up_detr import choices, data, dataloader, pretrain
 
 model.backbone.weights = "weights/swav_800ep_pretrain.pth.tar"
 model.transformer.pre_norm = True

@@ -57,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def evaluate(args: argparse.Namespace) -> list[Row]:
     """A row for each training and draw."""
     cfg = load_config(args.config_file, args.opts)
-    models = {file: load_method(cfg, read_checkpoint(file), DEVICE) for file in args.weights}
+    models = {
+        file: load_method(cfg, read_checkpoint(file), DEVICE, source=file) for file in args.weights
+    }
     model = next(iter(models.values()))[0]
     if not hasattr(model, "localize"):
         raise ValueError(f"{args.config_file} has a {type(model).__name__}, which finds no patches")

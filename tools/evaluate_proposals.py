@@ -34,22 +34,20 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from predet.checkpoint import read_checkpoint
 from predet.d2 import instantiate
-from predet.data.augmentation import ResizeShortSide
-from predet.data.box_sources import BoxSource
+from predet.data.box_sources import AnnotatedBoxes, BoxSource
 from predet.data.box_store import BoxStore
 from predet.data.dataset import DetectionDataset
 from predet.data.images import BadSampleError, read_image
 from predet.data.loader import build_test_loader
-from predet.data.mapper import DetectionMapper
 from predet.data.region_search import RegionSearch, warn_without_levels
 from predet.data.sources import load_images
-from predet.engine.command_line import MixedParser, errors_in_one_line
+from predet.engine.command_line import MixedParser, add_test_time_size, errors_in_one_line
 from predet.engine.config import load_config
-from predet.engine.inference import load_trained, sha256_of
+from predet.engine.inference import inference_mapper, load_trained, sha256_of
 from predet.engine.log import setup_logging
 from predet.evaluation.average_precision import ImageDetections
 from predet.evaluation.proposals import (
@@ -136,6 +134,11 @@ def of_targets(args: argparse.Namespace, dataset: DetectionDataset) -> Iterator[
     if boxes is None:
         raise ValueError(f"{args.config_file} has no box source at dataloader.train.mapper.boxes")
     source = instantiate(boxes)
+    if isinstance(source, AnnotatedBoxes):
+        raise ValueError(
+            f"{args.config_file} has as targets what its data set comes with, people's boxes or a "
+            "store's, and none that are found in images; of a store: evaluate_proposals.py store"
+        )
     source.check(dataset)
     cv2.setNumThreads(1)
     found = [targets(source, dataset, seed) for seed in range(args.orders)]
@@ -183,7 +186,7 @@ def of_checkpoint(args: argparse.Namespace, dataset: DetectionDataset) -> Iterat
     device = torch.device(args.device)
     loader = build_test_loader(
         dataset=dataset,
-        mapper=DetectionMapper(augmentation=test_resizing(args, cfg), training=False),
+        mapper=inference_mapper(cfg, short_side=args.short_side, max_side=args.max_side),
         batch_size=args.batch_size,
         num_workers=args.num_workers,
     )
@@ -228,19 +231,6 @@ def measured(dataset: DetectionDataset, found: Sequence[Sequence[ImageDetections
     return row
 
 
-def test_resizing(args: argparse.Namespace, cfg: DictConfig) -> Any:
-    """What makes an image as large as the detector is to see it."""
-    if args.short_side is not None:
-        return ResizeShortSide(short_sides=[args.short_side], max_size=args.max_side)
-    own = OmegaConf.select(cfg, "dataloader.test.mapper.augmentation")
-    if own is None:
-        raise ValueError(
-            f"{args.config_file} has no dataloader.test.mapper.augmentation: give --short-side "
-            "(and --max-side), the size in pixels at which the detector is to see the images"
-        )
-    return instantiate(own)
-
-
 def table(rows: Sequence[Row]) -> str:
     """A line for each row: the mean, and the standard deviation where the row has one."""
     names = [
@@ -248,12 +238,12 @@ def table(rows: Sequence[Row]) -> str:
     ]
     width = max(map(len, names))
     heads = ["boxes", *(name.replace("AR", "AR@") for name in METRICS)]
-    lines = [" " * width + f"{heads[0]:>8}" + "".join(f"{head:>13}" for head in heads[1:])]
+    lines = [" " * width + f"{heads[0]:>8}" + "".join(f"{head:>14}" for head in heads[1:])]
     for name, row in zip(names, rows, strict=True):
         line = f"{name:<{width}}{row['boxes_per_image']:>8.1f}"
         for metric in METRICS:
             spread = f" +-{row['deviation'][metric]:.2f}" if "deviation" in row else ""
-            line += f"{f'{row[metric]:.2f}{spread}':>13}"
+            line += f"{f'{row[metric]:.2f}{spread}':>14}"
         lines.append(line)
     return "\n".join(lines)
 
@@ -308,8 +298,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="its checkpoint; once for each training",
     )
-    add("--short-side", type=int, help="pixels, instead of the config's test-time resizing")
-    add("--max-side", type=int, help="pixels, with --short-side")
+    add_test_time_size(add)
     add("--batch-size", type=int, default=8, help="images at once (default: %(default)s)")
     add("--num-workers", type=int, default=2, help="processes that read (default: %(default)s)")
     default = "cuda" if torch.cuda.is_available() else "cpu"

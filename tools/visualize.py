@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from predet.checkpoint import read_checkpoint
 from predet.d2 import instantiate
@@ -38,9 +38,14 @@ from predet.data.formats import load_dataset
 from predet.data.images import BadSampleError
 from predet.data.pseudo_labels import DEFAULT_TOP_K
 from predet.data.sampling import test_rng
-from predet.engine.command_line import MixedParser, errors_in_one_line
+from predet.engine.command_line import MixedParser, add_test_time_size, errors_in_one_line
 from predet.engine.config import load_config
-from predet.engine.inference import load_method, load_trained, trained_classes
+from predet.engine.inference import (
+    inference_mapper,
+    load_method,
+    load_trained,
+    trained_classes,
+)
 from predet.engine.log import setup_logging
 from predet.pretext.pixel_gradients import pixel_gradients
 from predet.projects.up_detr import cut_patches
@@ -71,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def detections(args: argparse.Namespace) -> Path:
     """Annotations beside the detections of one or several checkpoints of one config."""
     cfg = load_config(args.config_file, args.opts)
-    dataset = _dataset(args) if args.images else instantiate(cfg.dataloader.test.dataset)
-    mapper = instantiate(cfg.dataloader.test.mapper)
+    dataset = _test_set(args, cfg)
+    mapper = inference_mapper(cfg, short_side=args.short_side, max_side=args.max_side)
     indices = _draw(dataset, args)
     found: dict[str, dict[str, BoxRow]] = {}
     names: tuple[str, ...] = ()
@@ -155,7 +160,7 @@ def store(args: argparse.Namespace) -> Path:
 def patches(args: argparse.Namespace) -> Path:
     """Patches of held-out images, where they were cut and where a UP-DETR model found them."""
     cfg = load_config(args.config_file, args.opts)
-    model, _ = load_method(cfg, read_checkpoint(args.weights), DEVICE)
+    model, _ = load_method(cfg, read_checkpoint(args.weights), DEVICE, source=args.weights)
     if not hasattr(model, "localize"):
         raise ValueError(f"{args.config_file} has a {type(model).__name__}, which finds no patches")
     dataset = instantiate(cfg.dataloader.test.dataset)
@@ -194,14 +199,17 @@ def queries(args: argparse.Namespace) -> Path:
     if counts[0] not in (1, counts[1]):
         raise ValueError(f"--config-file: one for all or one for each of --weights, got {counts}")
     configs = args.config_file * (counts[1] // counts[0])
-    boxes, sizes = {}, []
+    boxes, sizes = {}, None
     checkpoints = _all_named(args.weights, default=None)
     for config, (name, file) in zip(configs, checkpoints.items(), strict=True):
         cfg = load_config(config, args.opts)
         detector = load_trained(cfg, read_checkpoint(file), DEVICE, source=file)
         found = [detector.label([sample])[0] for sample in _test_samples(args, cfg)]
         boxes[name] = np.stack([f.pred_boxes.tensor.cpu().numpy() for f in found])
-        sizes = [instances.image_size for instances in found]
+        own = [instances.image_size for instances in found]
+        if sizes not in (None, own):
+            raise ValueError(f"{config} has another test set than {configs[0]}: give --images")
+        sizes = own
     return draw_queries(
         args.output, boxes, np.array(sizes), num_queries=args.num_queries, title=args.title
     )
@@ -210,7 +218,7 @@ def queries(args: argparse.Namespace) -> Path:
 def gradients(args: argparse.Namespace) -> Path:
     """Which pixels move the centre and the embedding of the most confident box of an image."""
     cfg = load_config(args.config_file, args.opts)
-    model, _ = load_method(cfg, read_checkpoint(args.weights), DEVICE)
+    model, _ = load_method(cfg, read_checkpoint(args.weights), DEVICE, source=args.weights)
     pictures = []
     for sample in _test_samples(args, cfg):
         found = pixel_gradients(model, sample, seed=args.seed)
@@ -232,9 +240,9 @@ def gradients(args: argparse.Namespace) -> Path:
 
 
 def _test_samples(args: argparse.Namespace, cfg: DictConfig) -> Iterator[dict[str, Any]]:
-    """Images drawn from --images or the config's test set, as its test-time mapper makes them."""
-    dataset = _dataset(args) if args.images else instantiate(cfg.dataloader.test.dataset)
-    mapper = instantiate(cfg.dataloader.test.mapper)
+    """Images drawn from --images or the config's test set, at its test-time size."""
+    dataset = _test_set(args, cfg)
+    mapper = inference_mapper(cfg, short_side=args.short_side, max_side=args.max_side)
     for record in (dataset[index] for index in _draw(dataset, args)):
         try:
             yield mapper(record, test_rng(record.image_id))
@@ -280,6 +288,14 @@ def _seen(sample: Mapping[str, Any]) -> Iterator[tuple[np.ndarray, Panel]]:
 def curves(args: argparse.Namespace) -> Path:
     """Learning curves of runs."""
     return learning_curves(_all_named(args.runs, default=None), args.output, title=args.title)
+
+
+def _test_set(args: argparse.Namespace, cfg: DictConfig) -> DetectionDataset:
+    if args.images:
+        return _dataset(args)
+    if OmegaConf.select(cfg, "dataloader.test.dataset") is None:
+        raise ValueError("the config has no test set, dataloader.test.dataset: give --images")
+    return instantiate(cfg.dataloader.test.dataset)
 
 
 def _dataset(args: argparse.Namespace) -> DetectionDataset:
@@ -354,6 +370,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="a checkpoint of this config; may be repeated",
     )
     add("--images", help="folder or data set (default: the config's test set)")
+    add_test_time_size(add)
     selection(add, threshold=0.3, default="0.3")
     add("opts", nargs="*", metavar="key=value", help="changes to the config")
 
@@ -386,6 +403,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="a checkpoint; may be repeated",
     )
     add("--images", help="folder or data set (default: the config's test set)")
+    add_test_time_size(add)
     choice(add)
     add("--num-queries", type=int, default=10, help="the first ones are drawn (default: 10)")
     add("opts", nargs="*", metavar="key=value", help="changes to the configs")
@@ -394,6 +412,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--config-file", required=True, metavar="FILE", help="the config that pre-trained it")
     add("--weights", required=True, metavar="FILE", help="its checkpoint, not converted or cut")
     add("--images", help="folder or data set (default: the config's test set)")
+    add_test_time_size(add)
     choice(add)
     add("--width", type=int, default=240, help="pixels of an image (default: 240)")
     add("opts", nargs="*", metavar="key=value", help="changes to the config")

@@ -14,7 +14,7 @@ from predet.pretext.region_encoder import RegionEncoder
 from predet.pretext.semantic_targets import Objectness
 from predet.projects.detreg import DETReg
 
-from .pretext import data, dataloader
+from .pretext import choices, data, dataloader
 
 # SwAV's ResNet-50 of 800 epochs, as https://github.com/facebookresearch/swav publishes it.
 SWAV = "weights/swav_800ep_pretrain.pth.tar"

@@ -1,16 +1,17 @@
 """Data of unsupervised pre-training: images alone, a box source, patches, augmentation.
 
-Users set `data.unlabeled` (the images), `data.boxes.num` (boxes of an image) and, for sources that
-read a store, `data.store`. A recipe takes `data`, `dataloader` and `pretrain(detector)` from here,
-or the latter from the recipe of a method. Boxes are those of `selective_search` unless another
-source is put into `dataloader.train.mapper.boxes`:
+Users set `data.unlabeled` (the images), `data.boxes.num` (boxes of an image) and, for boxes out of
+a store, `data.store`. A recipe takes `choices`, `data`, `dataloader` and `pretrain(detector)` from
+here, or the latter from the recipe of a method. `choices` is what can be put in place of the boxes,
+of what chooses among them, and of the data set, on the command line too:
 
-    dataloader.train.mapper.boxes = stored_regions     # or random_patches, edge_boxes, ...
-    dataloader.train.mapper.boxes.pick = importance    # or top_k, random_k
-    dataloader.train.mapper.patches = None             # if nobody looks at them
+    dataloader.train.mapper.boxes='${choices.boxes.edge_boxes}'
+    dataloader.train.mapper.boxes.pick='${choices.pick.importance}'
 
-For boxes that belong to the data set the data set changes too: `dataloader.train.dataset =
-annotated`, `of_a_store` or `of_other_images`, with `boxes = dataset_boxes`.
+Boxes that belong to the data set need one that has them:
+
+    dataloader.train.dataset='${choices.dataset.annotated}'
+    dataloader.train.mapper.boxes='${choices.boxes.of_dataset}'
 """
 
 from omegaconf import DictConfig
@@ -18,13 +19,13 @@ from omegaconf import DictConfig
 from predet.d2 import LazyCall as L
 from predet.data.augmentation import DETRAugmentation
 from predet.data.box_picks import ImportanceSampling, RandomK, TopK
-from predet.data.box_sources import AnnotatedBoxes, RandomPatches, SelectiveSearchRegions
+from predet.data.box_sources import AnnotatedBoxes, RandomPatches
 from predet.data.edge_boxes import EdgeBoxes, EdgeBoxSearch
 from predet.data.pretext_mapper import PatchMaker, PretextMapper
 from predet.data.pseudo_labels import pseudo_labelled
 from predet.data.region_search import RegionSearch
 from predet.data.sources import without_annotations
-from predet.data.stored_boxes import RegionsOfOtherImages, StoredBoxes, StoredRegions
+from predet.data.stored_boxes import RegionsOfOtherImages, stored_or_searched
 from predet.data.views import ColorJitter, RandomBlur
 from predet.pretext.pretraining import Pretraining
 from predet.pretext.semantic_targets import Objectness
@@ -34,40 +35,38 @@ from .unlabeled import images as annotated
 from .unlabeled import unlabeled
 
 data.unlabeled = unlabeled
-data.store = "output/proposals"
+data.store = None  # boxes that were found before; without them regions are searched
 data.boxes = dict(num=30)  # of an image
 data.patches = dict(size=128)  # pixels of their sides
 del data.train
 
-top_k = L(TopK)(k="${data.boxes.num}")
-random_k = L(RandomK)(k="${data.boxes.num}")
-importance = L(ImportanceSampling)(k="${data.boxes.num}")
-
+_top_k = L(TopK)(k="${data.boxes.num}")
 # DETReg's own search; tools/extract_proposals.py --recipe detreg makes a store by it.
-search = L(RegionSearch)(mode="fast", resize="128x128", channel_order="bgr")
-selective_search = L(SelectiveSearchRegions)(search=search, pick=top_k)
-stored_regions = L(StoredRegions)(store="${data.store}", search=search, pick=top_k)
-# The control of DETReg's Table 5: each time the regions of another image.
-other_regions = L(RegionsOfOtherImages)(store="${data.store}", search=search, pick=top_k)
-stored_boxes = L(StoredBoxes)(store="${data.store}", pick=top_k)
-edge_boxes = L(EdgeBoxes)(search=L(EdgeBoxSearch)(), pick=top_k)
-random_patches = L(RandomPatches)(num_patches="${data.boxes.num}")
-dataset_boxes = L(AnnotatedBoxes)()
-
-of_a_store = L(pseudo_labelled)(
-    dataset=annotated,
-    store="${data.store}",
-    top_k="${data.boxes.num}",
-    score_threshold="auto",
-    shuffle_seed=None,
-)
-# A control: every image has the boxes of another one.
-of_other_images = L(pseudo_labelled)(
-    dataset=annotated,
-    store="${data.store}",
-    top_k="${data.boxes.num}",
-    score_threshold="auto",
-    shuffle_seed="${train.seed}",
+_search = L(RegionSearch)(mode="fast", resize="128x128", channel_order="bgr")
+_stored = dict(dataset=annotated, store="${data.store}", top_k="${data.boxes.num}")
+choices = dict(
+    boxes=dict(
+        regions=L(stored_or_searched)(store="${data.store}", search=_search, pick=_top_k),
+        # The control of DETReg's Table 5: each time the regions of another image of the store.
+        other_regions=L(RegionsOfOtherImages)(store="${data.store}", search=_search, pick=_top_k),
+        edge_boxes=L(EdgeBoxes)(search=L(EdgeBoxSearch)(), pick=_top_k),
+        random_patches=L(RandomPatches)(num_patches="${data.boxes.num}"),
+        of_dataset=L(AnnotatedBoxes)(),
+    ),
+    pick=dict(
+        top_k=_top_k,
+        random_k=L(RandomK)(k="${data.boxes.num}"),
+        importance=L(ImportanceSampling)(k="${data.boxes.num}"),
+    ),
+    dataset=dict(
+        without_annotations=L(without_annotations)(dataset=annotated),
+        annotated=annotated,
+        of_a_store=L(pseudo_labelled)(**_stored, score_threshold="auto", shuffle_seed=None),
+        # A control: every image has the boxes of another one.
+        of_other_images=L(pseudo_labelled)(
+            **_stored, score_threshold="auto", shuffle_seed="${train.seed}"
+        ),
+    ),
 )
 
 # Colours and blur of UP-DETR's code, which DETReg's took over.
@@ -86,7 +85,7 @@ patches = L(PatchMaker)(
     ],
 )
 
-dataloader.train.dataset = L(without_annotations)(dataset=annotated)
+dataloader.train.dataset = choices["dataset"]["without_annotations"]
 dataloader.train.mapper = L(PretextMapper)(
     # DETReg's, as its code has it: there is no 384.
     augmentation=L(DETRAugmentation)(
@@ -96,7 +95,7 @@ dataloader.train.mapper = L(PretextMapper)(
         crop_size=[384, 600],
         flip_probability=0.5,
     ),
-    boxes=selective_search,
+    boxes=choices["boxes"]["regions"],
     patches=patches,
 )
 dataloader.train.total_batch_size = 192

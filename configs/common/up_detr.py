@@ -15,12 +15,12 @@ from predet.data.sources import without_annotations
 from predet.pretext.semantic_targets import Objectness
 from predet.projects.up_detr import UPDETR
 
-from .pretext import data, dataloader, random_patches
+from .pretext import choices, data, dataloader
 
 data.boxes.num = 10  # patches of an image
 data.test.update(source="${data.unlabeled.source}", split="val")
 
-dataloader.train.mapper.boxes = random_patches
+dataloader.train.mapper.boxes = choices.boxes.random_patches
 dataloader.train.mapper.augmentation = L(ResizeShortSide)(  # not mirrored, not cropped
     short_sides=[320, 336, 352, 368, 400, 416, 432, 448, 464, 480],  # no 384
     max_size=600,

@@ -11,7 +11,7 @@ Then: configs/tiny/deformable_detr.py with train.reinit=auto
     train.init_checkpoint=output/tiny/detreg/checkpoints/last.pth
 """
 
-from ..common.detreg import data, dataloader, pretrain
+from ..common.detreg import choices, data, dataloader, pretrain
 from .deformable_detr import dataloader as _labelled
 from .deformable_detr import lr_multiplier, model, optimizer, train
 

@@ -9,7 +9,7 @@ Then: configs/tiny/detr.py with train.reinit=auto
 
 from ..common.detreg import pretrain
 from .detr import lr_multiplier, model, optimizer, train
-from .detreg import data, dataloader
+from .detreg import choices, data, dataloader
 
 model = pretrain(model)
 

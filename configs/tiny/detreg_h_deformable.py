@@ -8,7 +8,7 @@ Then: configs/tiny/h_deformable_detr.py with train.reinit=auto
 """
 
 from ..common.detreg import pretrain
-from .detreg import data, dataloader
+from .detreg import choices, data, dataloader
 from .h_deformable_detr import lr_multiplier, model, optimizer, train
 
 model = pretrain(model)

@@ -11,7 +11,7 @@ Then: configs/tiny/deformable_detr_one_stage.py with train.reinit=auto
 
 from ..common.detreg import pretrain
 from .deformable_detr_one_stage import lr_multiplier, model, optimizer, train
-from .detreg import data, dataloader
+from .detreg import choices, data, dataloader
 
 model = pretrain(model)
 

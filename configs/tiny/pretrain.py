@@ -1,10 +1,10 @@
 """Pre-training of the tiny two-stage Deformable DETR on boxes of any source, objects or classes.
 
-Selective Search and objectness unless something else is asked for. Sources have names here, which
-other configs and the command line take; boxes of the data set need the data set with annotations:
+Selective Search and objectness unless something else is asked for; the sources are in `choices`:
 
-    dataloader.train.mapper.boxes='${random_patches}'
-    dataloader.train.dataset='${annotated}' dataloader.train.mapper.boxes='${dataset_boxes}' \\
+    dataloader.train.mapper.boxes='${choices.boxes.random_patches}'
+    dataloader.train.dataset='${choices.dataset.annotated}' \\
+        dataloader.train.mapper.boxes='${choices.boxes.of_dataset}' \\
         model.semantic_target._target_=predet.pretext.semantic_targets.KeepClasses
 
 Run: tools/lazyconfig_train_net.py --config-file configs/tiny/pretrain.py --num-gpus 0 \\
@@ -13,16 +13,7 @@ Then: configs/tiny/deformable_detr.py with train.reinit=auto
     train.init_checkpoint=output/tiny/pretrain/checkpoints/last.pth
 """
 
-from ..common.pretext import (
-    annotated,
-    data,
-    dataloader,
-    dataset_boxes,
-    edge_boxes,
-    pretrain,
-    random_patches,
-    selective_search,
-)
+from ..common.pretext import choices, data, dataloader, pretrain
 from .deformable_detr import dataloader as _labelled
 from .deformable_detr import lr_multiplier, model, optimizer, train
 

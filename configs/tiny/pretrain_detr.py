@@ -6,15 +6,7 @@ Run: tools/lazyconfig_train_net.py --config-file configs/tiny/pretrain_detr.py -
 
 from ..common.pretext import pretrain
 from .detr import lr_multiplier, model, optimizer, train
-from .pretrain import (
-    annotated,
-    data,
-    dataloader,
-    dataset_boxes,
-    edge_boxes,
-    random_patches,
-    selective_search,
-)
+from .pretrain import choices, data, dataloader
 
 model = pretrain(model)
 

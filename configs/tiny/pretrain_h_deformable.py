@@ -7,15 +7,7 @@ Run: tools/lazyconfig_train_net.py --num-gpus 0 \\
 
 from ..common.pretext import pretrain
 from .h_deformable_detr import lr_multiplier, model, optimizer, train
-from .pretrain import (
-    annotated,
-    data,
-    dataloader,
-    dataset_boxes,
-    edge_boxes,
-    random_patches,
-    selective_search,
-)
+from .pretrain import choices, data, dataloader
 
 model = pretrain(model)
 

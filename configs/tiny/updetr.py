@@ -7,7 +7,7 @@ Then: configs/tiny/detr.py with train.reinit=auto model.transformer.pre_norm=Tru
     train.init_checkpoint=output/tiny/updetr/checkpoints/last.pth
 """
 
-from ..common.up_detr import data, dataloader, pretrain
+from ..common.up_detr import choices, data, dataloader, pretrain
 from .detr import lr_multiplier, model, optimizer, train
 
 model.transformer.pre_norm = True

@@ -6,7 +6,7 @@ Run: tools/lazyconfig_train_net.py --config-file configs/tiny/updetr_deformable.
 
 from ..common.up_detr import pretrain
 from .deformable_detr_one_stage import lr_multiplier, model, optimizer, train
-from .updetr import data, dataloader
+from .updetr import choices, data, dataloader
 
 model = pretrain(model)
 model.standardize = True

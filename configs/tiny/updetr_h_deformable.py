@@ -6,7 +6,7 @@ Run: tools/lazyconfig_train_net.py --config-file configs/tiny/updetr_h_deformabl
 
 from ..common.up_detr import pretrain
 from .h_deformable_detr import lr_multiplier, model, optimizer, train
-from .updetr import data, dataloader
+from .updetr import choices, data, dataloader
 
 model = pretrain(model)
 model.standardize = True

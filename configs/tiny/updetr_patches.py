@@ -14,7 +14,7 @@ Look: tools/evaluate_patches.py --config-file configs/tiny/updetr_patches.py \\
     --weights output/tiny/updetr_patches/checkpoints/last.pth data.unlabeled.source=SCENES
 """
 
-from .updetr import data, dataloader, lr_multiplier, model, optimizer, train
+from .updetr import choices, data, dataloader, lr_multiplier, model, optimizer, train
 
 model.detector.backbone.out_stages = [4]
 model.detector.num_queries = data.boxes.num = 12

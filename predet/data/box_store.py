@@ -114,6 +114,8 @@ class BoxStore:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, allow_partial: bool = False) -> None:
+        if path is None:  # as configs have it, until they are told
+            raise ValueError("no box store is named: set data.store to the folder of one")
         self.path = Path(path)
         self.allow_partial = allow_partial
         self.meta = read_meta(self.path)

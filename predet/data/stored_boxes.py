@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from predet.data.box_picks import Pick
-from predet.data.box_sources import Boxes, take_ranked
+from predet.data.box_sources import Boxes, BoxSource, SelectiveSearchRegions, take_ranked
 from predet.data.box_store import BoxRow, BoxStore, ScoreColumns
 from predet.data.dataset import DetectionDataset, Record
 from predet.data.images import BadSampleError
@@ -211,3 +211,26 @@ class RegionsOfOtherImages(StoredRegions):
         other = self.store.with_levels(key)
         scale = np.float32([own.width / other.width, own.height / other.height] * 2)
         return other._replace(boxes=other.boxes * scale)
+
+
+def stored_or_searched(
+    *, search: RegionSearch, pick: Pick, store: str | os.PathLike[str] | BoxStore | None = None
+) -> BoxSource:
+    """Boxes of a store, if one is given, else regions of Selective Search, searched while training.
+
+    Of a store that `search` has made these are the same, to the bit.
+
+    Args:
+        search: how images are searched, or must have been, if the store is of Selective Search.
+        pick: which of the ranked boxes are taken.
+        store: a finished store, or its folder.
+
+    Raises:
+        ValueError: no store, one of an older format, or of another search.
+    """
+    if store is None:
+        return SelectiveSearchRegions(search=search, pick=pick)
+    store = store if isinstance(store, BoxStore) else BoxStore(store)
+    if store.holds_levels:
+        return StoredRegions(store=store, pick=pick, search=search)
+    return StoredBoxes(store=store, pick=pick)

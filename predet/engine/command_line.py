@@ -41,3 +41,9 @@ class MixedParser(argparse.ArgumentParser):
             return self.parse_known_intermixed_args(args, namespace)
         finally:
             self._plain = False
+
+
+def add_test_time_size(add: Any) -> None:
+    """`--short-side` and `--max-side`, by a parser's `add_argument`, for `inference_mapper`."""
+    add("--short-side", type=int, help="pixels, instead of the config's test-time resizing")
+    add("--max-side", type=int, help="pixels, with --short-side")

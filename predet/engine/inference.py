@@ -15,6 +15,8 @@ from torch import nn
 
 from predet.checkpoint import class_names_of, load_detector, weights_of
 from predet.d2 import instantiate
+from predet.data.augmentation import ResizeShortSide
+from predet.data.mapper import DetectionMapper
 from predet.engine.distributed import seed_all
 
 logger = logging.getLogger(__name__)
@@ -44,7 +46,7 @@ def load_trained(
 
 
 def load_method(
-    cfg: DictConfig, state: Mapping[str, Any], device: torch.device
+    cfg: DictConfig, state: Mapping[str, Any], device: torch.device, *, source: str = ""
 ) -> tuple[nn.Module, nn.Module]:
     """The whole pre-training architecture, its own parts beside the detector among it.
 
@@ -64,12 +66,19 @@ def load_method(
         seed_all(OmegaConf.select(cfg, "train.seed", default=0))
         models.append(_untrained(cfg, names).to(device).eval())
     weights, _ = weights_of(state)
+    where = f"{source}: " if source else ""
+    name = type(models[0]).__name__
     if not hasattr(models[0], "detector"):
-        raise ValueError(f"{type(models[0]).__name__} is a model by itself: it pre-trains none")
+        raise ValueError(f"{where}the config's model, {name}, is a detector: it pre-trains none")
     try:
         models[0].load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"the checkpoint is not one of this config's model: {error}") from error
+        told = str(error)
+        told = told if len(told) < 1500 else f"{told[:1500]} ..."
+        raise ValueError(
+            f"{where}not a checkpoint of the config's model, {name} of a "
+            f"{type(models[0].detector).__name__}: {told}"
+        ) from error
     trained, untrained = models
     untrained.detector.backbone.load_state_dict(trained.detector.backbone.state_dict())
     return trained, untrained
@@ -100,6 +109,32 @@ def without_backbone_weights(cfg: DictConfig) -> DictConfig:
                 backbone.weights = None
                 backbone.allow_random_frozen = True
     return cfg
+
+
+def inference_mapper(
+    cfg: DictConfig, *, short_side: int | None = None, max_side: int | None = None
+) -> DetectionMapper:
+    """What makes images as large as a detector is to see them.
+
+    Args:
+        cfg: has the size, in `dataloader.test.mapper.augmentation`.
+        short_side: pixels, instead of the config's.
+        max_side: most pixels of the other side, with `short_side`.
+
+    Raises:
+        ValueError: neither tells the size; configs of pre-training may have none.
+    """
+    if short_side is not None:
+        augmentation = ResizeShortSide(short_sides=[short_side], max_size=max_side)
+    else:
+        own = OmegaConf.select(cfg, "dataloader.test.mapper.augmentation")
+        if own is None:
+            raise ValueError(
+                "the config has no dataloader.test.mapper.augmentation: give --short-side (and "
+                "--max-side), the size in pixels at which the detector is to see the images"
+            )
+        augmentation = instantiate(own)
+    return DetectionMapper(augmentation=augmentation, training=False)
 
 
 def trained_classes(cfg: DictConfig, state: Mapping[str, Any]) -> tuple[str, ...]:

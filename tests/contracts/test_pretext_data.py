@@ -1,4 +1,4 @@
-"""Every box source of configs/common/pretext.py, out of the config and through the loader."""
+"""Every choice of configs/common/pretext.py, put into a recipe and through the loader."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from predet.d2 import LazyConfig, instantiate
+from predet.d2 import LazyCall as L
+from predet.d2 import instantiate
+from predet.data.augmentation import HorizontalFlip
 from predet.data.scenes import make_scenes
+from predet.engine.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_BOXES = 6
-ONLINE = ["selective_search", "edge_boxes", "random_patches"]
-STORED = ["stored_regions", "other_regions", "stored_boxes"]
-DATASETS = ["annotated", "of_a_store", "of_other_images"]
-PICKS = ["top_k", "random_k", "importance"]
-PIECES = ["data", "dataloader", "dataset_boxes", *ONLINE, *STORED, *DATASETS, *PICKS]
+RECIPE = ROOT / "configs/detreg_folder.py"
+CHOICES = load_config(RECIPE).choices
+RANKED = [name for name, source in CHOICES.boxes.items() if "pick" in source]
 
 
 @pytest.fixture(scope="module")
@@ -45,19 +46,24 @@ def stores(scenes: Path) -> dict[str, Path]:
     return found
 
 
-def pieces(scenes: Path, store: Path | str = "unused") -> DictConfig:
-    loaded = LazyConfig.load(str(ROOT / "configs/common/pretext.py"))
-    cfg = OmegaConf.create({name: loaded[name] for name in PIECES}, flags={"allow_objects": True})
-    cfg.train = {"seed": 3, "on_bad_sample": "error"}
-    cfg.data.unlabeled.source = str(scenes)
-    cfg.data.store = str(store)
-    cfg.data.boxes.num = NUM_BOXES
-    cfg.data.patches.size = 32
-    cfg.dataloader.train.total_batch_size, cfg.dataloader.train.num_workers = 6, 0
-    cfg.dataloader.train.mapper.augmentation = {
-        "_target_": "predet.data.augmentation.HorizontalFlip",
-    }
+def pieces(scenes: Path, *overrides: str) -> DictConfig:
+    """A full-size recipe, as the command line changes it, on small images."""
+    small = [
+        "dataloader.train.total_batch_size=6",
+        "dataloader.train.num_workers=0",
+        "data.patches.size=32",
+        f"data.boxes.num={NUM_BOXES}",
+        f"data.unlabeled.source={scenes}",
+        "train.seed=3",
+        "train.on_bad_sample=error",
+    ]
+    cfg = load_config(RECIPE, [*small, *overrides])
+    cfg.dataloader.train.mapper.augmentation = L(HorizontalFlip)()
     return cfg
+
+
+def boxes_of(name: str) -> str:
+    return f"dataloader.train.mapper.boxes=${{choices.boxes.{name}}}"
 
 
 def first_batch(cfg: DictConfig) -> list[dict]:
@@ -79,35 +85,64 @@ def check(batch: list[dict], num_boxes: int | None) -> None:
             assert not sample["instances"].gt_classes.any()
 
 
-@pytest.mark.parametrize("source", ONLINE)
-def test_online_sources(scenes: Path, source: str) -> None:
-    cfg = pieces(scenes)
-    cfg.dataloader.train.mapper.boxes = cfg[source]
+def all_boxes(batch: list[dict]) -> list[list]:
+    return [sample["instances"].gt_boxes.tensor.tolist() for sample in batch]
+
+
+@pytest.mark.parametrize("pick", CHOICES.pick)
+@pytest.mark.parametrize("source", RANKED)
+def test_ranked_sources(scenes: Path, stores: dict[str, Path], source: str, pick: str) -> None:
+    needs_a_store = [f"data.store={stores['regions']}"] if source == "other_regions" else []
+    picked = f"dataloader.train.mapper.boxes.pick=${{choices.pick.{pick}}}"
+    cfg = pieces(scenes, boxes_of(source), picked, *needs_a_store)
     check(first_batch(cfg), NUM_BOXES)
 
 
-@pytest.mark.parametrize("pick", PICKS)
-@pytest.mark.parametrize("source", STORED)
-def test_stored_sources(scenes: Path, stores: dict[str, Path], source, pick) -> None:
-    cfg = pieces(scenes, stores["edges" if source == "stored_boxes" else "regions"])
-    cfg.dataloader.train.mapper.boxes = cfg[source]
-    cfg.dataloader.train.mapper.boxes.pick = cfg[pick]
-    check(first_batch(cfg), NUM_BOXES)
+def test_boxes_at_random_places(scenes: Path) -> None:
+    check(first_batch(pieces(scenes, boxes_of("random_patches"))), NUM_BOXES)
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
+def test_regions_are_those_of_the_store_that_is_given(scenes: Path, stores) -> None:
+    """The same ones of a store of the same search; others of a store of something else."""
+    searched = first_batch(pieces(scenes))
+    stored = first_batch(pieces(scenes, f"data.store={stores['regions']}"))
+    edges = first_batch(pieces(scenes, f"data.store={stores['edges']}"))
+    check(searched, NUM_BOXES)
+    check(edges, NUM_BOXES)
+    assert all_boxes(searched) == all_boxes(stored)
+    online = first_batch(pieces(scenes, boxes_of("edge_boxes")))
+    assert all_boxes(edges) == all_boxes(online) != all_boxes(searched)
+    search = "dataloader.train.mapper.boxes.search.resize=64x64"
+    other_search = pieces(scenes, f"data.store={stores['regions']}", search)
+    with pytest.raises(ValueError, match="resize: expected '64x64', got '128x128'"):
+        first_batch(other_search)
+
+
+@pytest.mark.parametrize("dataset", CHOICES.dataset)
 def test_boxes_of_the_data_set(scenes: Path, stores: dict[str, Path], dataset: str) -> None:
-    cfg = pieces(scenes, stores["regions"])
-    cfg.dataloader.train.dataset = cfg[dataset]
-    cfg.dataloader.train.mapper.boxes = cfg.dataset_boxes
+    chosen = f"dataloader.train.dataset=${{choices.dataset.{dataset}}}"
+    cfg = pieces(scenes, chosen, boxes_of("of_dataset"), f"data.store={stores['regions']}")
+    if dataset == "without_annotations":
+        with pytest.raises(ValueError, match="has no annotations, but its own boxes are asked for"):
+            first_batch(cfg)
+        return
     check(first_batch(cfg), None if dataset == "annotated" else NUM_BOXES)
+
+
+@pytest.mark.parametrize("chosen", ["boxes.other_regions", "dataset.of_a_store"])
+def test_a_store_that_is_not_named(scenes: Path, chosen: str) -> None:
+    kind, _, name = chosen.partition(".")
+    place = "mapper.boxes" if kind == "boxes" else "dataset"
+    cfg = pieces(scenes, f"dataloader.train.{place}=${{choices.{kind}.{name}}}")
+    with pytest.raises(ValueError, match=r"no box store is named: .*data\.store"):
+        first_batch(cfg)
 
 
 def test_the_controls_boxes_are_those_of_other_images(scenes: Path, stores) -> None:
     boxes = []
     for dataset in ("of_a_store", "of_other_images"):
-        cfg = pieces(scenes, stores["regions"])
-        made = instantiate(cfg[dataset])
+        cfg = pieces(scenes, f"data.store={stores['regions']}")
+        made = instantiate(cfg.choices.dataset[dataset])
         boxes.append([made[i].boxes.tolist() for i in range(len(made))])
     assert all(own != other for own, other in zip(*boxes, strict=True))
     assert sorted(boxes[0]) == sorted(boxes[1])  # equal sizes here: nothing is scaled

@@ -105,8 +105,10 @@ def test_intervals_are_over_trainings_where_there_are_several(
 
 
 def test_what_is_refused(tool: ModuleType, place: Path, capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit, match="not one of this config's model"):
+    with pytest.raises(
+        SystemExit, match="\\.pth: not a checkpoint of the config's model, UPDETR of a DETR: "
+    ):
         tool.main([*arguments(place), *SMALL, "model.detector.num_queries=8"])
     detector = ROOT / "configs/tiny/detr.py"
-    with pytest.raises(SystemExit, match="DETR is a model by itself"):
+    with pytest.raises(SystemExit, match="\\.pth: the config's model, DETR, is a detector"):
         tool.main([*arguments(place, detector)])

@@ -112,6 +112,20 @@ def test_targets_of_a_config_are_those_of_its_search(tool, place) -> None:
     assert found["AR100"] != whole["AR100"]
     with pytest.raises(SystemExit, match=r"error: configs/tiny/detr\.py has no box source"):
         run(tool, place, "targets", "--config-file=configs/tiny/detr.py")
+    for config in ("selftrain", "align_det"):  # they would be compared with themselves
+        with pytest.raises(
+            SystemExit, match=r"error: .*(no box source|what its data set comes with)"
+        ):
+            run(tool, place, "targets", f"--config-file=configs/tiny/{config}.py")
+
+
+def test_targets_of_a_store_are_those_of_the_store(tool, place) -> None:
+    store = as_store(place, "plain", levels=False)
+    config = ("targets", "--config-file=configs/tiny/detreg.py", "--orders=1", "data.boxes.num=3")
+    (found,) = run(tool, place, *config, f"data.store={store}")
+    (stored,) = run(tool, place, "store", str(store), "--top-k=3")
+    assert found["boxes_per_image"] == stored["boxes_per_image"] == 3
+    assert all(found[name] == stored[name] for name in METRICS if name.startswith("AR"))
 
 
 def test_a_store_of_the_search_gives_the_same(tool, place) -> None:
@@ -215,7 +229,7 @@ def test_trainings_have_a_line_each_and_one_of_their_mean(
 def test_errors_are_one_line(tool, place, weights, tmp_path) -> None:
     options = [f"--config-file={CONFIG}", f"--weights={weights}", "--num-workers=0", "--device=cpu"]
     without = [*SMALL[:3], "dataloader.test=null"]
-    with pytest.raises(SystemExit, match=r"error: .*deformable_detr\.py has no .* --short-side"):
+    with pytest.raises(SystemExit, match=r"error: the config has no .* --short-side"):
         run(tool, place, "checkpoint", *options, *without)
     with pytest.raises(SystemExit, match="error: no box store in"):
         run(tool, place, "store", str(tmp_path))

@@ -190,3 +190,13 @@ def test_queries_and_gradients_of_a_method(tool: ModuleType, place: Path, tmp_pa
     output = ["--output", str(tmp_path / "g.png"), "--num-images", "2", "--width", "100"]
     tool.main(["gradients", config, "--weights", f"{tmp_path}/last.pth", *output, *opts, lost])
     assert size_of(tmp_path / "g.png")[0] >= 4 * 100
+
+    # Pre-training need not have a test set.
+    bare = ["queries", config, *weights, *output[:4], *opts[:1], "dataloader.test=null"]
+    images = ["--images", str(place / "scenes"), "--split=test"]
+    with pytest.raises(SystemExit, match=r"error: the config has no test set.* give --images"):
+        tool.main(bare)
+    with pytest.raises(SystemExit, match=r"error: the config has no .*: give --short-side"):
+        tool.main([*bare, *images])
+    tool.main([*bare, *images, "--short-side=64", "--output", str(tmp_path / "bare.png")])
+    assert size_of(tmp_path / "bare.png")[0] > 600
