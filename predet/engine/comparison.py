@@ -122,9 +122,16 @@ class Clusters:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Weights that are given as a file, for example of a detector trained on COCO."""
+    """Weights that are given as a file, for example of a detector trained on COCO.
+
+    Args:
+        path: the file.
+        config: the config that they were trained with, for stages that run them; None takes the
+            `config.resolved.py` of the run that wrote the file.
+    """
 
     path: str
+    config: str | None = None
 
 
 BoxStage = PseudoLabels | Proposals | Filtered | Clusters
@@ -250,7 +257,7 @@ class Controls:
         scratch: the stage that trains from scratch on the labels; fine-tuning as well, usually.
         scratch_of: arms whose detector is another one, with the stage that is `scratch` for them.
         teacher: the stage whose further training is control (c) of arms that have no teacher of
-            their own; None takes `scratch`.
+            their own and are not in `scratch_of`; None takes `scratch`.
         shuffled: arms that are also run with the boxes of other images.
         checkpoint: weights to fine-tune in the same way, or None for no such arm.
     """
@@ -302,7 +309,8 @@ class Controls:
             total = sum(stage.updates for stage in fed)
             longer = f"{start}_{total}"
             stages[longer] = dataclasses.replace(stages[start], updates=total)
-            teacher = teacher_of(arms[name], stages) or self.teacher or start
+            of_this_detector = None if name in self.scratch_of else self.teacher
+            teacher = teacher_of(arms[name], stages) or of_this_detector or start
             of_teacher = names.get(by_chain.get((teacher,), teacher), teacher)
             own = {
                 "a": scratch,
@@ -371,6 +379,8 @@ def teacher_of(chain: Sequence[str], stages: Mapping[str, StageConfig]) -> str |
     for name in chain:
         for other in references(stages[name]):
             boxes = stages[other]
+            while isinstance(boxes, (Filtered, Clusters)):
+                boxes = stages[boxes.boxes]
             if isinstance(boxes, PseudoLabels):
                 return boxes.teacher
     return None
@@ -403,6 +413,13 @@ def _check_chain(where: str, chain: Sequence[str], stages: Mapping[str, StageCon
         raise ValueError(f"{where}: the last stage must be a training on 'train', which evaluates")
 
 
+def _boxes_of_other_images(stage: Training) -> dict[str, Any]:
+    """What gives a training on a store the boxes of other images."""
+    if "choices" in load_config(stage.config):  # boxes of any source, read image by image
+        return {"dataloader.train.mapper.boxes": "${choices.boxes.other_regions}"}
+    return {"data.selection.shuffle_seed": 0}
+
+
 def _with_shuffled_boxes(
     name: str, chain: Sequence[str], stages: dict[str, StageConfig]
 ) -> tuple[str, ...]:
@@ -412,7 +429,7 @@ def _with_shuffled_boxes(
         stage = stages[part]
         if isinstance(stage, Training) and STORE in stage.set:
             part = f"{part}_shuffled"
-            moved = {**stage.set, "data.selection.shuffle_seed": 0}
+            moved = {**stage.set, **_boxes_of_other_images(stage)}
             stages[part] = dataclasses.replace(stage, set=moved)
         result.append(part)
     if tuple(result) == tuple(chain):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +38,8 @@ from predet.version import __version__
 
 START = REFERENCE  # stands for the stage before in the chain; no stage has an empty name
 EVALUATIONS = 4  # during a training on labels, evenly spaced; the last is at its end
-
+# How a training is evaluated, but for where the files go and who reads the images.
+_EVALUATION = re.compile(r"dataloader\.(test|evaluator)\.(?!output_dir$|num_workers$).+")
 
 # Of each stage that makes boxes: the kind of its folder, its tool, and what comes first.
 _BOX_TOOLS: dict[type, tuple[str, ...]] = {
@@ -45,6 +47,15 @@ _BOX_TOOLS: dict[type, tuple[str, ...]] = {
     Proposals: ("proposals", "extract_proposals.py"),
     Filtered: ("filtered", "box_store.py", "filter"),
     Clusters: ("clusters", "cluster_regions.py"),
+}
+
+
+# Their options by the keys of a section of `data`.
+_IMAGES_OF_TOOLS = {
+    "source": "images",
+    "split": "split",
+    "image_root": "image-root",
+    "format": "format",
 }
 
 
@@ -60,6 +71,25 @@ class Resolved(NamedTuple):
     needs: tuple[str, ...]
     labels: str  # the label budget, "" where labels play no part
     seed: int | None
+
+    @property
+    def resolved_config(self) -> Path:
+        """The config that its weights were trained with.
+
+        Raises:
+            ValueError: a given checkpoint has none.
+        """
+        if not isinstance(self.config, Checkpoint):
+            return self.folder / "config.resolved.py"
+        given = self.config.config
+        # As a run leaves them: OUTPUT/checkpoints/last.pth and OUTPUT/config.resolved.py.
+        path = Path(given) if given else self.folder.parent / "config.resolved.py"
+        if not path.is_file():
+            raise ValueError(
+                f"checkpoint {self.weights}: the config that it was trained with is needed, and "
+                f"there is no {path}: Checkpoint(path=..., config=...)"
+            )
+        return path
 
     def stage(self) -> Stage:
         assert self.command is not None
@@ -159,7 +189,7 @@ class StageResolver:
             **{key: _replaced(value, names) for key, value in keys.items()},
         }
         cfg = override_config(self._config(stage.config), as_overrides(identity))
-        items = {k: v for k, v in flatten(cfg).items() if changes_the_result(k)}
+        items = {k: v for k, v in flatten(cfg).items() if _decides(k, stage)}
         folder = self._folder(Path(stage.config).stem, items)
         paths = {value: str(_made(found)) for value, found in inputs.items()}
         period = -(-stage.updates // EVALUATIONS)
@@ -214,11 +244,13 @@ class StageResolver:
         if not isinstance(stage, Filtered):
             source = self.comparison.data.get(stage.on) or {}
             content["images"] = self.fingerprint(stage.on)
-            options = {
-                "images": source["source"],
-                "split": source.get("split"),
-                "image-root": source.get("image_root"),
-            }
+            left = [key for key in source if key not in _IMAGES_OF_TOOLS]
+            if left:
+                raise ValueError(
+                    f"data.{stage.on}.{left[0]}: tools that make boxes take only "
+                    f"{', '.join(_IMAGES_OF_TOOLS)} of a section"
+                )
+            options = {option: source.get(key) for key, option in _IMAGES_OF_TOOLS.items()}
         for role in ("teacher", "backbone", "boxes"):
             name = getattr(stage, role, None)
             if name is not None:
@@ -226,8 +258,10 @@ class StageResolver:
             if role == "boxes" and name is not None:
                 first.append(str(made[name].folder))
             elif name is not None:
-                options["config-file"] = made[name].folder / "config.resolved.py"
+                options["config-file"] = made[name].resolved_config
                 options["weights"] = made[name].weights
+                if isinstance(made[name].config, Checkpoint):
+                    content[f"{role}_config"] = sha256_of(made[name].resolved_config)
         folder = self._folder(kind, content)
         options |= {"output": folder, **{k.replace("_", "-"): v for k, v in stage.options.items()}}
         if isinstance(stage, PseudoLabels):
@@ -281,13 +315,20 @@ def _replaced(value: Any, made: Mapping[str, str]) -> Any:
     return made.get(value, value) if isinstance(value, str) else value
 
 
+def _decides(key: str, stage: Training) -> bool:
+    """Whether a stage is another one with another value of this key of its config.
+
+    AP is a product of trainings on labels, too, so theirs are how they are evaluated.
+    """
+    return changes_the_result(key) or (stage.on == "train" and bool(_EVALUATION.fullmatch(key)))
+
+
 def _label_keys(cell: Cell) -> dict[str, Any]:
-    keys: dict[str, Any] = {"data.train.seed": cell.seed}
-    if cell.labels.number is not None:
-        keys["data.train.num_images"] = cell.labels.number
-    if cell.labels.fraction is not None:
-        keys["data.train.fraction"] = cell.labels.fraction
-    return keys
+    return {
+        "data.train.seed": cell.seed,
+        "data.train.num_images": cell.labels.number,
+        "data.train.fraction": cell.labels.fraction,
+    }
 
 
 def _made(stage: Resolved) -> Path:

@@ -20,8 +20,10 @@ from comparison_job import HERE, resolver_for
 from predet.d2.embedded.overrides import parse_value
 from predet.data.dataset import DetectionDataset
 from predet.data.scenes import make_scenes
+from predet.data.stored_boxes import RegionsOfOtherImages
 from predet.engine import comparison_stages
 from predet.engine.comparison import (
+    Checkpoint,
     Clusters,
     Controls,
     Filtered,
@@ -34,7 +36,8 @@ from predet.engine.comparison_page import page_blocks
 from predet.engine.comparison_results import check_leakage
 from predet.engine.comparison_run import plan, plan_text, run, write_page
 from predet.engine.comparison_stages import Resolved, StageResolver
-from predet.engine.config_text import as_text
+from predet.engine.config import load_config
+from predet.engine.config_text import as_overrides, as_text
 from predet.engine.provenance import describe_dataset
 from predet.engine.stages import StageFailed
 
@@ -129,6 +132,12 @@ def test_detectors_of_several_kinds_have_controls_of_their_own() -> None:
     assert arms["scratch_finetune_fcos"] == ("finetune_fcos",)
     assert arms["finetune_fcos_140"] == ("finetune_fcos", "finetune_fcos_140")
     assert stages["finetune_fcos_140"] == training("fcos", 140)
+    controls = Controls(scratch_of={"two": "finetune_fcos"}, teacher="finetune_100")
+    arms = {"one": ("pretrain", "finetune"), "two": ("pretrain", "finetune_fcos")}
+    own = {**stages, "finetune_100": training("deformable_detr")}
+    controls.add_to(own, arms, {})
+    assert ("finetune_100", "finetune_140") in arms.values()
+    assert ("finetune_fcos", "finetune_fcos_140") in arms.values()  # not another detector's teacher
     with pytest.raises(ValueError, match="scratch_of: there is no arm 'three' to compare"):
         Controls(scratch_of={"three": "finetune_fcos"}).add_to(dict(stages), {}, {})
     with pytest.raises(ValueError, match="there is no stage 'nothing'"):
@@ -174,6 +183,104 @@ def test_boxes_are_filtered_and_clustered(tmp_path: Path, scenes: Path) -> None:
     changed = [s.name for s in other_filter]
     assert changed[0] == proposals.name
     assert not {filtered.name, clusters.name, pretraining.name} & set(changed)
+
+
+def test_a_teacher_is_found_behind_what_is_made_of_its_boxes() -> None:
+    whole = load_comparison(CONFIG)
+    stages = {
+        **{name: whole.stages[name] for name in ("teacher", "boxes", "pretrain", "finetune")},
+        "best": Filtered(boxes="boxes", options={"first": 5}),
+        "clusters": Clusters(boxes="best", backbone="teacher"),
+    }
+    for boxes in ("boxes", "best", "clusters"):
+        keys = {**stages["pretrain"].set, "data.store": f"stage:{boxes}"}
+        own = {**stages, "pretrain": dataclasses.replace(stages["pretrain"], set=keys)}
+        arms = {"method": ("pretrain", "finetune")}
+        (method,) = (arm for arm in Controls().add_to(own, arms, {}) if arm.controls)
+        assert arms[method.controls["c"]][0] == "teacher", boxes
+
+
+def test_boxes_of_other_images_are_a_control_of_any_source() -> None:
+    keys = {"data.store": "stage:regions"}
+    stages = {
+        "regions": Proposals(options={"recipe": "detreg"}),
+        "pretrain": Training(config="configs/tiny/detreg.py", on="unlabeled", updates=40, set=keys),
+        "finetune": load_comparison(CONFIG).stages["finetune"],
+    }
+    Controls(shuffled=["method"]).add_to(stages, {"method": ("pretrain", "finetune")}, {})
+    shuffled = stages["pretrain_shuffled"].set
+    cfg = load_config("configs/tiny/detreg.py", as_overrides({**shuffled, "data.store": "store"}))
+    assert cfg.dataloader.train.mapper.boxes._target_ is RegionsOfOtherImages
+
+
+def test_how_a_training_is_evaluated_is_part_of_its_stage(tmp_path: Path, scenes: Path) -> None:
+    """AP is its product, and so are boxes at the test-time size; who reads the images is not."""
+
+    def names(**keys: object) -> list[str]:
+        resolver = resolver_for(tmp_path / "out", f"data.train.source={scenes}")
+        teacher = dataclasses.replace(resolver.comparison.stages["teacher"], set=keys)
+        stages = {**resolver.comparison.stages, "teacher": teacher}
+        resolver.comparison = dataclasses.replace(resolver.comparison, stages=stages)
+        cell = resolver.comparison.cells[0]
+        pretraining, _ = resolver.chain("method", cell)
+        return [resolver.chain("teacher_200", cell)[0].name, *pretraining.needs, pretraining.name]
+
+    before = names()
+    assert names(**{"dataloader.test.num_workers": 3}) == before
+    sizes = names(**{"dataloader.test.mapper.augmentation.short_sides": [32]})
+    assert not set(before) & set(sizes)
+
+
+def test_all_labels_are_all_whatever_the_training_config_says(tmp_path: Path, scenes: Path) -> None:
+    source = (f"data.train.source={scenes}", "comparison.labels=[all]")
+    resolver = resolver_for(tmp_path / "out", *source)
+    (scratch,) = resolver.chain("scratch", resolver.comparison.cells[0])
+    given = dict(part.split("=", 1) for part in scratch.command if part.startswith("data.train"))
+    assert parse_value(given["data.train.fraction"]) is None
+    assert parse_value(given["data.train.num_images"]) is None
+
+
+def test_images_of_tools_that_make_boxes(tmp_path: Path, scenes: Path) -> None:
+    resolver = resolver_for(tmp_path / "out", f"data.train.source={scenes}")
+    resolver.comparison.data["unlabeled"]["format"] = "coco"
+
+    def boxes() -> Resolved:
+        (name,) = resolver.chain("method", resolver.comparison.cells[0])[0].needs
+        return resolver.stages[name]
+
+    assert {"--format=coco", "--split=train"} < set(boxes().command)
+    resolver = resolver_for(tmp_path / "out", f"data.train.source={scenes}")
+    resolver.comparison.data["unlabeled"]["num_images"] = 5
+    with pytest.raises(
+        ValueError, match=r"data\.unlabeled\.num_images: tools that make boxes take"
+    ):
+        boxes()
+
+
+def test_a_given_checkpoint_makes_boxes(tmp_path: Path, scenes: Path) -> None:
+    weights = tmp_path / "run/checkpoints/last.pth"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"weights")
+
+    def boxes(config: str | None = None) -> Resolved:
+        resolver = resolver_for(tmp_path / "out", f"data.train.source={scenes}")
+        given = Checkpoint(path=str(weights), config=config)
+        stages = {**resolver.comparison.stages, "teacher": given}
+        resolver.comparison = dataclasses.replace(resolver.comparison, stages=stages)
+        (name,) = resolver.chain("method", resolver.comparison.cells[0])[0].needs
+        return resolver.stages[name]
+
+    with pytest.raises(ValueError, match=r"last\.pth: the config .* no .*run/config\.resolved\.py"):
+        boxes()
+    (tmp_path / "run/config.resolved.py").write_text("one")
+    made = boxes()
+    assert f"--config-file={tmp_path}/run/config.resolved.py" in made.command
+    assert f"--weights={weights}" in made.command
+    assert made.needs == ()
+    (tmp_path / "other.py").write_text("two")
+    other = boxes(str(tmp_path / "other.py"))
+    assert f"--config-file={tmp_path}/other.py" in other.command
+    assert other.name != made.name
 
 
 def test_a_given_checkpoint_is_control_e(tmp_path: Path, scenes: Path) -> None:
@@ -272,7 +379,7 @@ def test_a_training_is_told_all_that_the_comparison_says(tmp_path: Path, scenes:
     assert not any(key.startswith("data.train") for key in pretraining)
     assert (finetuning["data.train.split"], finetuning["data.test.split"]) == ("train", "test")
     assert finetuning["data.train.fraction"] == 0.5
-    assert "data.train.num_images" not in finetuning
+    assert finetuning["data.train.num_images"] is None
     assert (finetuning["train.max_iter"], finetuning["train.reinit"]) == (10, "auto")
     assert finetuning["train.eval_period"] == finetuning["train.checkpoint_period"] == 3
     other = dataclasses.replace(finetune, set={"train.reinit": ["all-but-backbone"]})
