@@ -54,7 +54,7 @@ def pseudo_labelled(
 
     Raises:
         ValueError: the store lacks an image, or was made from images of another size; no class of
-            the store is asked for; all images are dropped; an option out of range.
+            the store is asked for; no image has a box left; an option out of range.
     """
     if not isinstance(store, BoxStore):
         store = BoxStore(store)
@@ -68,6 +68,10 @@ def pseudo_labelled(
     check_sizes(dataset, store, chosen.heights, chosen.widths)
     check_sizes_of_files(dataset, store, chosen.heights, chosen.widths)
     if shuffle_seed is not None:
+        if len(dataset) < 2:
+            raise ValueError(
+                f"{dataset.name} has no other image to take the boxes of: {store.path}"
+            )
         chosen = _shuffled(chosen, shuffle_seed)
     result = DetectionDataset(
         name=f"{dataset.name}, {store.meta['method']} boxes",
@@ -85,26 +89,24 @@ def pseudo_labelled(
     )
     counts = np.diff(result.offsets)
     logger.info(
-        "%s: %d boxes in %d images (%.1f an image; score >= %g, at most %s); %d images are left "
-        "without boxes and are %s",
+        "%s: %d boxes in %d images (%.1f an image; score >= %g, at most %s: %d images have fewer); "
+        "%d images are left without boxes and are %s",
         store.path,
         len(result.boxes),
         len(result),
         counts.mean(),
         score_threshold,
         top_k or "all",
+        (counts < (top_k or 0)).sum(),
         (counts == 0).sum(),
         "kept" if empty == "keep" else "dropped",
     )
-    if empty == "keep":
-        return result
     if not counts.any():
         raise ValueError(
             f"box store {store.path} has no box of score >= {score_threshold:g} for any of the "
-            f"{len(result)} images of {dataset.name}, and images without boxes are dropped: "
-            "nothing is left to train on"
+            f"{len(result)} images of {dataset.name}: there is nothing to learn"
         )
-    return result.select(np.flatnonzero(counts))
+    return result if empty == "keep" else result.select(np.flatnonzero(counts))
 
 
 def _selection(
