@@ -9,6 +9,8 @@ from types import ModuleType
 import pytest
 
 from predet.d2.embedded.overrides import parse_override
+from predet.data.box_store import BoxStore
+from predet.data.scenes import make_scenes
 from predet.engine.stages import StageRecord
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/self_train.py"
@@ -101,3 +103,37 @@ def test_no_rounds_are_refused(tool: ModuleType, capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         tool.make_parser().parse_args([*ARGUMENTS, "--rounds=0"])
     assert "must be at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_rounds_on_scenes(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From images to the summary by one command, and the same command again."""
+    for split, count in (("train", 8), ("val", 2)):
+        make_scenes(tmp_path / "data", num_images=count, num_classes=2, seed=0, split=split)
+    out = tmp_path / "out"
+    short = "train.max_iter=2 dataloader.train.total_batch_size=2 dataloader.train.num_workers=0"
+    labelled = f"{short} dataloader.test.num_workers=0 train.eval_period=2"
+    command = [
+        *("--labeled", str(tmp_path / "data"), "--labeled-split=train", "--num-labeled=4"),
+        *("--test", str(tmp_path / "data"), "--test-split=val", "--num-gpus=0", "--rounds=2"),
+        *("--unlabeled", str(tmp_path / "data/train"), "--output", str(out)),
+        *("--detector-config=configs/tiny/deformable_detr.py", f"--pretrain={short}"),
+        *("--pretrain-config=configs/tiny/selftrain.py", f"--finetune={labelled}"),
+        f"--teacher={labelled}",
+    ]
+    tool.main(command)
+    summary = (out / "summary.txt").read_text()
+    assert summary in capsys.readouterr().out
+    assert "student, pre-trained, round 2" in summary
+    stores = [BoxStore(out / name) for name in ("pseudo_labels", "pseudo_labels_2")]
+    assert all(len(store) == 8 for store in stores)
+    teachers = [store.meta["teacher"] for store in stores]
+    assert teachers[0] != teachers[1]  # the student of the first round
+    assert all((out / "pictures" / name).stat().st_size > 1000 for name in tool.PICTURES)
+    made = {path: path.stat().st_mtime_ns for path in out.glob("*/checkpoints/*.pth")}
+    assert len({path.parents[1].name for path in made}) == 5
+    tool.main(command)
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*/checkpoints/*.pth")} == made
+    assert (out / "summary.txt").read_text() == summary
