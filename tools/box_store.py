@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -147,10 +147,11 @@ def write_out(args: argparse.Namespace) -> None:
     """Write the boxes of a store as COCO JSON."""
     store = BoxStore(args.store)
     dataset = _dataset(args)
-    ids = None
+    ids: dict[str, Mapping[str, int]] = {}
     if dataset is not None:
-        ids = dict(zip(dataset.keys(), dataset.image_ids.tolist(), strict=True))
-    export_coco(store, args.output, results=args.results, image_ids=ids)
+        ids["image_ids"] = dict(zip(dataset.keys(), dataset.image_ids.tolist(), strict=True))
+        ids["category_ids"] = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
+    export_coco(store, args.output, results=args.results, **ids)
     print(f"{args.output}: boxes of {len(store)} images")
 
 

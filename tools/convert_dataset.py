@@ -2,6 +2,8 @@
 """Write a data set in another format: COCO, PASCAL VOC or YOLO.
 
     tools/convert_dataset.py --input cells/ --split train val --output cells_coco/ --format coco
+    tools/convert_dataset.py --input coco/ --split train2017=train val2017=val \\
+        --output coco_yolo/ --format yolo
 
 INPUT is any data set that predet reads. Images are copied, or linked with --link. What a format
 cannot hold (crowds, fractions of pixels in VOC) is said in the log.
@@ -24,12 +26,13 @@ from predet.engine.log import setup_logging
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     setup_logging()
-    for split in args.split or [None]:
+    for given in args.split or [None]:
+        split, _, name = (given or "").partition("=")
         dataset = load_dataset(
-            args.input, split=split, image_root=args.image_root, format=args.input_format
+            args.input, split=split or None, image_root=args.image_root, format=args.input_format
         )
         write_dataset(
-            dataset, args.output, format=args.format, split=split or "train", link=args.link
+            dataset, args.output, format=args.format, split=name or split or "train", link=args.link
         )
 
 
@@ -41,7 +44,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--input", required=True, help="a data set")
     add("--output", required=True, metavar="FOLDER", help="may hold other splits already")
     add("--format", required=True, choices=list(WRITERS), help="to write")
-    add("--split", nargs="*", help="splits to convert; without it the only one, called train")
+    add(
+        "--split",
+        nargs="*",
+        metavar="NAME[=AS]",
+        help="splits to convert, and what they are called then; without it the only one, train",
+    )
     add("--image-root", help="where file names begin, if not found by itself")
     add("--input-format", choices=list(FORMATS), help="if it should not be detected")
     add("--link", action="store_true", help="link the images instead of copying them")

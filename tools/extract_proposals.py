@@ -66,10 +66,13 @@ logger = logging.getLogger("predet.tools.extract_proposals")
 EDGE_MAX_SIDE = 400
 REPORT_EVERY = 10.0  # seconds
 CUDA_BATCH = 256  # images searched at once, if the device's memory holds them
+# Options of Selective Search that have no value of their own.
+SHARED = {"mode": "fast", "top_k": 30, "inc_k": 150.0, "sigma": 0.8, "min_size": 100, "seed": 0}
 RECIPES = {
-    "default": {"mode": "fast", "resize": "500", "channel_order": "rgb", "top_k": 30},
-    "detreg": {"mode": "fast", "resize": "128x128", "channel_order": "bgr", "top_k": 30},
+    "default": {**SHARED, "resize": "500", "channel_order": "rgb"},
+    "detreg": {**SHARED, "resize": "128x128", "channel_order": "bgr"},
 }
+NOT_OF_EDGE_BOXES = ("mode", "channel_order", "base_k", "inc_k", "min_size", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,9 +321,9 @@ def proposals_of(args: argparse.Namespace) -> Proposals | EdgeProposals:
     Raises:
         ValueError: an option that is not possible.
     """
-    for name, least in (("workers", 0), ("top_k", 0), ("seed", 0)):
-        if getattr(args, name) < least:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}")
+    for name in ("workers", "top_k", "seed"):
+        if (getattr(args, name) or 0) < 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 0")
     if args.method == "edge_boxes":
         return EdgeProposals(search=edge_search_of(args))
     if args.edge_model is not None:
@@ -339,14 +342,15 @@ def proposals_of(args: argparse.Namespace) -> Proposals | EdgeProposals:
 
 def edge_search_of(args: argparse.Namespace) -> EdgeBoxSearch:
     """EdgeBoxes as the options ask for them."""
-    if args.mode or args.channel_order or args.recipe != "default" or args.device != "cpu":
-        raise ValueError(
-            "--method edge_boxes goes without --mode, --channel-order, --recipe and --device"
-        )
+    given = [name for name in NOT_OF_EDGE_BOXES if getattr(args, name) is not None]
+    given += ["recipe"] * (args.recipe != "default") + ["device"] * (args.device != "cpu")
+    if given:
+        raise ValueError(f"--method edge_boxes goes without --{given[0].replace('_', '-')}")
     if args.resize != "off" and not args.resize.isdecimal():
         raise ValueError(f"--resize takes MAX_SIDE or off with edge_boxes, got {args.resize!r}")
     max_side = None if args.resize == "off" else int(args.resize)
-    return EdgeBoxSearch(max_side=max_side, model=args.edge_model)
+    smoothing = {} if args.sigma is None else {"sigma": args.sigma}
+    return EdgeBoxSearch(max_side=max_side, model=args.edge_model, **smoothing)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -369,10 +373,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--channel-order", choices=("rgb", "bgr"), help="bgr swaps red and blue (default: rgb)")
     add("--top-k", type=int, help="boxes used by default, 0: all (default: 30)")
     add("--base-k", type=float, help="first k (default: the mode's)")
-    add("--inc-k", type=float, default=150.0, help="step of k (default: %(default)s)")
-    add("--sigma", type=float, default=0.8, help="of the smoothing (default: %(default)s)")
-    add("--min-size", type=int, default=100, help="pixels of a first region (default: 100)")
-    add("--seed", type=int, default=0, help="of the boxes' order (default: %(default)s)")
+    add("--inc-k", type=float, help="step of k (default: 150)")
+    add("--sigma", type=float, help="of the smoothing (default: 0.8, with edge_boxes 2)")
+    add("--min-size", type=int, help="pixels of a first region (default: 100)")
+    add("--seed", type=int, help="of the boxes' order (default: 0)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
     add("--on-bad-sample", choices=("skip", "error"), default="skip", help="(default: skip)")

@@ -35,7 +35,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from predet.checkpoint import read_checkpoint
-from predet.d2 import comm, instantiate
+from predet.d2 import comm
 from predet.d2.embedded.launch import launch
 from predet.data.box_store import BoxStore
 from predet.data.box_store_writer import BoxStoreWriter, StoreInfo
@@ -43,10 +43,15 @@ from predet.data.dataset import DetectionDataset
 from predet.data.pseudo_labels import pseudo_labelled
 from predet.data.sources import load_images
 from predet.engine.build import choose_device
-from predet.engine.command_line import errors_in_one_line
+from predet.engine.command_line import add_test_time_size, errors_in_one_line
 from predet.engine.config import load_config
 from predet.engine.config_text import flatten
-from predet.engine.inference import load_trained, sha256_of, trained_classes
+from predet.engine.inference import (
+    inference_mapper,
+    load_trained,
+    sha256_of,
+    trained_classes,
+)
 from predet.engine.log import setup_logging
 from predet.evaluation.box_quality import store_quality
 from predet.projects.self_training.labelling import label_shards
@@ -97,6 +102,7 @@ def run(args: argparse.Namespace) -> None:
     if len(dataset) == 0:
         raise ValueError(f"{args.images} holds no images")
     state = read_checkpoint(args.weights)
+    mapper = inference_mapper(cfg, short_side=args.short_side, max_side=args.max_side)
     writer = open_writer(args, cfg, dataset, trained_classes(cfg, state))
     missing = comm.all_gather(writer.missing_shards())[0]
     logger.info(
@@ -115,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
             dataset,
             writer,
             own,
-            mapper=instantiate(cfg.dataloader.test.mapper),
+            mapper=mapper,
             batch_size=args.batch_size,
             num_workers=args.num_workers,
             nms_iou=args.nms_iou,
@@ -137,11 +143,13 @@ def open_writer(
 ) -> BoxStoreWriter:
     """The store to write, begun by the main process, the same for all."""
     settings = flatten(cfg)
+    sizes = {"short_side": args.short_side, "max_side": args.max_side}
     info = StoreInfo(
         method="pseudo_label",
         parameters={
             "nms_iou": args.nms_iou,
             "keep": args.keep or None,
+            **(sizes if args.short_side is not None else {}),
             "teacher_config": {
                 key: value
                 for key, value in settings.items()
@@ -249,6 +257,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--image-root", help="where a COCO file's names begin, if not found by itself")
     add("--format", help="format of IMAGES, if it should not be detected")
     add("--folders", metavar="FILE", help="only images in these folders: a name a line")
+    add_test_time_size(add)
     add("--batch-size", type=int, default=8, help="images at once (default: %(default)s)")
     add("--num-workers", type=int, default=2, help="processes that read (default: %(default)s)")
     add("--nms-iou", type=_number_or_off, default=0.9, help="or 'off' (default: %(default)s)")

@@ -98,6 +98,7 @@ def export_coco(
     *,
     results: bool = False,
     image_ids: Mapping[str, int] | None = None,
+    category_ids: Mapping[str, int] | None = None,
 ) -> None:
     """Write a store's boxes as COCO JSON.
 
@@ -106,12 +107,25 @@ def export_coco(
         path: the file to make.
         results: a bare list of results instead of a full file.
         image_ids: COCO image id of each key; None counts from 1 in the store's order.
+        category_ids: COCO category id of each class name. None, or names that lack a class of the
+            store, which is said: those that the store has, else counted from 1 in its order.
 
     Raises:
         ValueError: `image_ids` lacks an image of the store.
     """
     names = store.class_names or ("object",)
     ids = store.meta["category_ids"] or list(range(1, len(names) + 1))
+    if category_ids is not None:
+        unknown = [name for name in names if name not in category_ids]
+        if not unknown:
+            ids = [category_ids[name] for name in names]
+        elif store.class_names is not None:
+            logger.warning(
+                "the data set has no class '%s' of box store %s: category ids are %s",
+                unknown[0],
+                store.path,
+                dict(zip(names, ids, strict=True)),
+            )
     listed: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for row in store:

@@ -59,6 +59,7 @@ def read_image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
             if image.format == "TIFF":
                 image.load()  # Pillow turns TIFF by itself
             width, height = image.size
+            _leave_only_exif(image)
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _ORIENTATIONS_ON_SIDE
     except Image.DecompressionBombError:  # Pillow's limit, which OpenCV does not have
         height, width = read_image(path).shape[:2]
@@ -105,11 +106,10 @@ def _decode_pillow(data: bytes, name: str) -> np.ndarray:
         with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
             warnings.simplefilter("ignore")  # odd metadata; large images are refused all the same
             image.load()
-            # Releases of Pillow before 11 hold a 16-bit PNG in 32 bits.
-            sixteen_bits = image.mode.startswith("I;16") or (image.format, image.mode) == (
-                "PNG",
-                "I",
-            )
+            # 16-bit PGM is held in 32 bits, and by releases of Pillow before 11 so is PNG.
+            held_in_32 = (image.format, image.mode) in (("PNG", "I"), ("PPM", "I"))
+            sixteen_bits = image.mode.startswith("I;16") or held_in_32
+            _leave_only_exif(image)
             upright = ImageOps.exif_transpose(image)
             rgb = _scale_16_bits(upright) if sixteen_bits else _to_rgb(upright, name)
             return np.ascontiguousarray(rgb)
@@ -121,6 +121,13 @@ def _decode_pillow(data: bytes, name: str) -> np.ndarray:
         ) from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise BadSampleError(f"{name}: cannot be decoded: {error}") from error
+
+
+def _leave_only_exif(image: Image.Image) -> None:
+    """OpenCV reads JPEG and most PNG, and finds the orientation in EXIF alone: so must Pillow."""
+    if image.format in ("JPEG", "MPO", "PNG"):
+        for other in ("XML:com.adobe.xmp", "xmp", "Raw profile type exif"):
+            image.info.pop(other, None)
 
 
 def _scale_16_bits(image: Image.Image) -> np.ndarray:

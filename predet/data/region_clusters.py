@@ -180,8 +180,10 @@ def cluster_store(
         for key in (key for key in keys if key not in skipped):
             row = source[key]
             classes = known.get(key)
-            if classes is None:
+            if classes is None and len(row.boxes):
                 classes = clusters.assign(job.features(row))
+            elif classes is None:
+                classes = np.zeros(0, np.int64)
             rows.append(row._replace(classes=classes))
         gone = {key: skipped[key] for key in keys if key in skipped}
         writer.write_shard(shard, rows, skipped=gone)
@@ -197,7 +199,7 @@ class _Job:
         self.reported = self.started
 
     def features(self, row: BoxRow) -> np.ndarray:
-        """(N, F) of a row's boxes."""
+        """(N, F) of a row's boxes, of which there are some."""
         image = read_image(self.paths[row.key])
         if image.shape[:2] != (row.height, row.width):
             raise ValueError(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from pathlib import Path
 
 _OURS = ("predet", "__main__", "py.warnings")
+_UNREADABLE = "backslashreplace"  # names of files need not be text
 
 
 class _Readable(logging.Filter):
@@ -45,6 +47,8 @@ def setup_logging(output_dir: str | Path | None = None, rank: int = 0) -> Path |
         handler.close()
     handlers: list[logging.Handler] = []
     if rank == 0:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors=_UNREADABLE)
         handlers.append(logging.StreamHandler(sys.stdout))
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         handlers[-1].addFilter(_NotInFileOnly())
@@ -52,7 +56,7 @@ def setup_logging(output_dir: str | Path | None = None, rank: int = 0) -> Path |
     if output_dir is not None:
         path = Path(output_dir) / ("train.log" if rank == 0 else f"train.rank{rank}.log")
         path.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(_File(path, encoding="utf-8"))
+        handlers.append(_File(path, encoding="utf-8", errors=_UNREADABLE))
         handlers[-1].setFormatter(
             logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
         )

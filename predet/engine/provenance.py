@@ -52,13 +52,18 @@ def run_identity(
             "d2": SIDE,
             "torch": str(torch.__version__),
             "world_size": comm.get_world_size(),
-            "device": str(cfg.train.get("device", "")),
+            "device": _device_of(model) or str(cfg.train.get("device", "")),
             "class_names": list(dataset.class_names),
             "head_classes": list(taught(list(dataset.class_names))),
             "dataset": describe_dataset(dataset),
             "mapper": dict(getattr(mapper, "provenance", {})),
         },
     }
+
+
+def _device_of(model: nn.Module | None) -> str:
+    """Its kind: "cpu" or "cuda"."""
+    return "" if model is None else next((p.device.type for p in model.parameters()), "")
 
 
 def describe_dataset(dataset: Any) -> dict[str, Any]:
@@ -73,6 +78,8 @@ def describe_dataset(dataset: Any) -> dict[str, Any]:
         "images": len(dataset),
         "boxes": len(dataset.boxes),
         "fingerprint": digest.hexdigest(),
+        # What the augmentation of an image is drawn from.
+        "image_ids": hashlib.sha256(np.asarray(dataset.image_ids, np.int64).tobytes()).hexdigest(),
     }
 
 
@@ -97,6 +104,8 @@ def check_same_run(state: Mapping[str, Any], identity: Mapping[str, Any], where:
         problems.append(f"Detectron2 side: '{then['d2']}' then, '{now['d2']}' now (PREDET_D2)")
     if then["dataset"]["fingerprint"] != now["dataset"]["fingerprint"]:
         problems.append(f"training data: {_data(then)} then, {_data(now)} now")
+    elif then["dataset"].get("image_ids") not in (None, now["dataset"]["image_ids"]):
+        problems.append("training data: the same images and boxes, with other image ids")
     boxes = then.get("mapper", {}), now.get("mapper", {})
     if boxes[0] != boxes[1]:
         problems.append(f"boxes: {boxes[0]} then, {boxes[1]} now")

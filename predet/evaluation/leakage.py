@@ -71,7 +71,8 @@ def find_copies(test: DetectionDataset, others: Mapping[str, DetectionDataset]) 
                 ):
                     best[keys[index], name] = Copy(keys[index], name, key, hows[index], correlation)
     if best:
-        logger.warning("%d test images have copies among the images of training", len(best))
+        found = len({key for key, _ in best})
+        logger.warning("%d test images have copies among the images of training", found)
     return LeakageReport(
         test_images=len(test),
         searched={name: len(dataset) for name, dataset in others.items()},

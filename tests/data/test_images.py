@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from predet.data.images import BadSampleError, decode_image, read_image, read_image_size
 
@@ -68,6 +69,26 @@ def test_the_size_read_from_the_head_is_that_of_the_image(photograph, tmp_path, 
         read_image_size(path)
 
 
+def test_orientation_told_elsewhere_than_in_exif_is_not_heard(photograph, tmp_path):
+    """OpenCV does not know of it; so neither size nor pixels may."""
+    xmp = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF
+        xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description
+        xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>"""
+    text = PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    deep = np.linspace(0, 65535, 60 * 90).astype(np.uint16).reshape(60, 90)
+    files = {
+        "x.jpg": encode(photograph, "JPEG", xmp=xmp),
+        "x.png": encode(photograph, "PNG", pnginfo=text),
+        "deep.png": encode(deep, "PNG", pnginfo=text),
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+        with Image.open(tmp_path / name) as image:
+            assert image.getexif()[0x0112] == 6, name  # Pillow hears it
+        assert read_image_size(tmp_path / name) == read_image(tmp_path / name).shape[:2] == (60, 90)
+
+
 def test_size_and_pixels_of_large_images_are_read_alike(photograph, tmp_path, monkeypatch):
     for kind in ("jpg", "webp"):
         Image.fromarray(photograph).save(tmp_path / f"large.{kind}")
@@ -113,6 +134,11 @@ def test_sixteen_bits_are_scaled_not_cut_off():
     for name, data in files.items():
         expected = np.repeat((deep >> 8)[..., None], 3, axis=2)
         np.testing.assert_array_equal(decode_image(data, name=name), expected, err_msg=name)
+    for most in (65535, 4095):
+        head = f"P5\n90 60\n{most}\n".encode()
+        values = (deep.astype(np.int64) * most // 65535).astype(">u2")
+        image = decode_image(head + values.tobytes(), name="x.pgm")
+        assert np.abs(image[..., 0].astype(int) - (deep >> 8)).max() <= 1
     color_png = cv2.imencode(".png", color[..., ::-1])[1].tobytes()
     np.testing.assert_array_equal(decode_image(color_png, name="color png"), color >> 8)
 

@@ -148,6 +148,29 @@ def test_classes_of_the_new_store_are_the_clusters(store: BoxStore, tmp_path: Pa
     assert len(set.union(*by_colour.values())) == 4
 
 
+def test_images_without_boxes_are_not_described(store: BoxStore, tmp_path: Path) -> None:
+    kept = filter_store(store, tmp_path / "kept", filters=[FirstK(k=3)])
+    rows = {row.key: row for row in kept}
+    first = next(iter(rows))
+    none = rows[first]._replace(
+        boxes=np.zeros((0, 4), np.float32),
+        scores=np.zeros(0, np.float32),
+        classes=np.zeros(0, np.int64),
+    )
+    info = StoreInfo(method="filtered")
+    writer = BoxStoreWriter(tmp_path / "some", info=info, keys=list(rows), shard_size=2)
+    rows[first] = none
+    for shard in writer.missing_shards():
+        writer.write_shard(shard, [rows[key] for key in writer.shard_keys(shard)])
+
+    def describe(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        assert len(boxes) > 0
+        return colour_of(image, boxes)
+
+    result = clustered(writer.finish(), tmp_path, describe=describe)
+    assert [len(row.classes) for row in result] == [0, *[3] * (IMAGES - 1)]
+
+
 def test_a_sample_is_enough_and_is_drawn_by_the_seed(store: BoxStore, tmp_path: Path) -> None:
     seen: list[int] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 
@@ -9,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from torch import nn
 
 from predet.data.augmentation import Compose
 from predet.data.box_picks import ImportanceSampling, RandomK, TopK
@@ -318,6 +320,24 @@ def test_a_run_goes_on_with_the_same_store_only(photos, tmp_path, kind):
         ValueError, match=r"(?s)cannot resume from here.*boxes: .*selective_search-s"
     ):
         check_same_run(state, identity(tmp_path / "c", resize="50x50"), "here")
+
+
+def test_a_run_goes_on_with_the_same_image_ids_only(photos):
+    """Augmentation is drawn from them. Checkpoints that do not tell them go on."""
+    cfg = OmegaConf.create({"train": {"device": "cpu"}})
+    state = {**run_identity(cfg, photos), "step": 1, "optimizer": {}}
+    other = copy.copy(photos)
+    other.image_ids = photos.image_ids + 1
+    with pytest.raises(ValueError, match="the same images and boxes, with other image ids"):
+        check_same_run(state, run_identity(cfg, other), "here")
+    del state["provenance"]["dataset"]["image_ids"]
+    check_same_run(state, run_identity(cfg, other), "here")
+
+
+def test_the_device_is_the_one_that_was_used(photos):
+    """Not the one that was asked for: without a GPU "cuda" is the CPU."""
+    cfg = OmegaConf.create({"train": {"device": "cuda"}})
+    assert run_identity(cfg, photos, nn.Linear(1, 1))["provenance"]["device"] == "cpu"
 
 
 def test_ranked_stores_and_stores_with_levels_are_told_apart(photos, tmp_path):

@@ -110,6 +110,19 @@ def test_splits_of_one_data_set(voc_root, tmp_path):
         write_dataset(other, tmp_path, format="yolo", split="val")
 
 
+def test_yolo_has_its_own_names_of_splits(tool, voc_root, tmp_path):
+    sets = voc_root / "ImageSets" / "Main"
+    (sets / "trainval.txt").write_text((sets / "train.txt").read_text())
+    arguments = [f"--input={voc_root}", f"--output={tmp_path / 'yolo'}", "--format=yolo"]
+    with pytest.raises(SystemExit, match=r"train, val, valid, test, got 'trainval': --split tr"):
+        tool.main([*arguments, "--split", "trainval"])
+    assert not (tmp_path / "yolo").exists()
+    tool.main([*arguments, "--split", "trainval=train", "test"])
+    for split, name in (("trainval", "train"), ("test", "test")):
+        dataset = load_dataset(voc_root, split=split)
+        check_same(dataset, load_dataset(tmp_path / "yolo", split=name), ROUNDING["yolo"])
+
+
 def test_a_split_beside_those_of_a_yaml_that_lists_its_classes(voc_root, tmp_path):
     dataset = load_dataset(voc_root, split="test")
     text = yaml.safe_dump({"names": list(dataset.class_names), "train": "images/train"})
@@ -200,11 +213,16 @@ def test_a_killed_job_is_completed_by_the_same_call(
         assert contents(folder) == whole
 
 
-def test_the_tool(voc_root, tmp_path, capsys):
+@pytest.fixture
+def tool():
     path = Path(__file__).parents[2] / "tools" / "convert_dataset.py"
     spec = importlib.util.spec_from_file_location("convert_dataset", path)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tool(tool, voc_root, tmp_path, capsys):
     output = tmp_path / "out"
     options = ["--input", str(voc_root), "--output", str(output), "--format", "coco"]
     tool.main([*options, "--split", "train", "test"])

@@ -44,6 +44,42 @@ def test_import_show_and_export(
         assert row.classes.tolist() == other.classes.tolist()
 
 
+@pytest.mark.parametrize("own", [(0, 1, 2), (1, 3, 90)])
+def test_exported_categories_are_those_of_the_data_set(
+    tool: ModuleType, tmp_path: Path, own: tuple[int, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """By name: a store of pseudo-boxes has classes in an order of its own, and no ids."""
+    truth = Path(make_scenes(tmp_path / "s", num_images=2, image_size=64, num_classes=3, seed=0))
+    content = json.loads(truth.read_text())
+    ids = {category["id"]: new for category, new in zip(content["categories"], own, strict=True)}
+    for part, key in (("categories", "id"), ("annotations", "category_id")):
+        content[part] = [{**item, key: ids[item[key]]} for item in content[part]]
+    truth.write_text(json.dumps(content))
+    dataset = load_dataset(tmp_path / "s")
+    names = dataset.class_names[::-1]
+    writer = BoxStoreWriter(
+        tmp_path / "store", info=StoreInfo(method="teacher", class_names=names), keys=dataset.keys()
+    )
+    boxes = np.tile(np.float32([[1, 2, 30, 40]]), (3, 1))
+    scores = np.float32([0.9, 0.8, 0.7])
+    rows = [BoxRow(key, 64, 64, boxes, scores, np.arange(3)) for key in list(dataset.keys())]
+    for shard in writer.missing_shards():
+        writer.write_shard(shard, rows[writer.shard_slice(shard)])
+    writer.finish()
+    store, out = str(tmp_path / "store"), tmp_path / "results.json"
+    images = ["--images", str(tmp_path / "s")]
+    tool.main(["export", store, "--output", str(out), "--results", *images])
+    assert [item["category_id"] for item in json.loads(out.read_text())[:3]] == list(own[::-1])
+    tool.main(["import", str(out), "--output", str(tmp_path / "again"), *images])
+    again = BoxStore(tmp_path / "again")
+    shown = [[again.class_names[c] for c in row.classes] for row in again]
+    assert shown == [list(names)] * 2
+
+    make_scenes(tmp_path / "other", num_images=2, image_size=64, num_classes=2, seed=0)
+    tool.main(["export", store, "--output", str(out), "--images", str(tmp_path / "other")])
+    assert f"has no class '{names[0]}' of box store" in caplog.text
+
+
 def test_what_tells_levels_of_selective_search_is_no_box(
     tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

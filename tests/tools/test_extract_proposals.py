@@ -207,6 +207,8 @@ def test_a_bad_sample_can_be_an_error(tool, folder, tmp_path) -> None:
         ("--recipe", "none"),
         ("--edge-model", "model.yml"),
         ("--method", "edge_boxes", "--mode", "fast"),
+        ("--method", "edge_boxes", "--min-size", "5"),
+        ("--method", "edge_boxes", "--seed", "0"),
         ("--method", "edge_boxes", "--resize", "5x5"),
         ("--method", "edge_boxes", "--edge-model", "nothing.yml"),
     ],

@@ -214,6 +214,11 @@ def test_options_out_of_range(
 def test_bad_input_names_what_is_wrong(tool: ModuleType, place: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"checkpoint .*none\.pth does not exist"):
         tool.main([*arguments(place, tmp_path / "store"), f"--weights={tmp_path}/none.pth"])
+    with pytest.raises(
+        SystemExit, match=r"no dataloader\.test\.mapper\.augmentation: give --short-side"
+    ):
+        tool.main([*arguments(place, tmp_path / "store"), "dataloader.test=null"])
+    assert not (tmp_path / "store").exists()
     with pytest.raises(SystemExit, match="nowhere"):
         tool.main(arguments(place, tmp_path / "store", images="nowhere"))
     nameless = torch.load(place / "teacher.pth", weights_only=True)["model"]

@@ -273,4 +273,4 @@ def _read_box(box: Any, label: Any, path: Path) -> tuple[float, float, float, fl
 
 
 def _read_area(area: Any) -> float:
-    return float(area) if isinstance(area, int | float) else math.nan
+    return float(area) if isinstance(area, int | float) and area >= 0 else math.nan

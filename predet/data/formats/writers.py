@@ -32,6 +32,7 @@ import yaml
 
 from predet.data.dataset import DetectionDataset
 from predet.data.formats.coco_json import to_content
+from predet.data.formats.yolo import SPLITS as YOLO_SPLITS
 from predet.data.images import read_image_size
 
 _logger = logging.getLogger(__name__)
@@ -190,6 +191,11 @@ def _yolo_parts(
 ) -> _Parts:
     if not dataset.class_names:
         raise ValueError(f"data set {dataset.name!r} has no classes: YOLO needs at least one")
+    if split not in YOLO_SPLITS:
+        raise ValueError(
+            f"YOLO's data.yaml has the splits {', '.join(YOLO_SPLITS)}, got {split!r}: "
+            f"--split {split}=train writes it as train"
+        )
     images = folder / "images" / split
     others = sorted({path.name for path in images.glob("[!.]*")} - set(names))
     if others:

@@ -31,7 +31,7 @@ from predet.data.images import BadSampleError, read_image_size
 
 _logger = logging.getLogger(__name__)
 
-_SPLITS = ("train", "val", "valid", "test")
+SPLITS = ("train", "val", "valid", "test")
 _YAML_SUFFIXES = (".yaml", ".yml")
 _USUAL_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
 _READING_THREADS = 8
@@ -56,7 +56,7 @@ def load(path: Path, *, split: str | None, image_root: Path | None) -> Detection
     yaml_path = path if path.is_file() else _choose_yaml(path)
     content = _read_yaml(yaml_path)
     names = _class_names(content, yaml_path)
-    splits = [name for name in _SPLITS if content.get(name)]
+    splits = [name for name in SPLITS if content.get(name)]
     if not splits:
         raise ValueError(f"{yaml_path}: expected 'train', 'val' or 'test', got {sorted(content)}")
     split = choose_split(split, splits, where=str(yaml_path))
@@ -96,7 +96,7 @@ def _is_data_set(path: Path) -> bool:
         content = _read_yaml(path)
     except ValueError:
         return False
-    return "names" in content and any(name in content for name in _SPLITS)
+    return "names" in content and any(name in content for name in SPLITS)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
