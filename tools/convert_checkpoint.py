@@ -6,8 +6,9 @@
         train.init_checkpoint=weights/detr_r50.pth
 
 Known are the authors' files of DETR, Deformable DETR, H-Deformable DETR, UP-DETR and DETReg, and
-detectors of Hugging Face transformers (their .safetensors too). COCO's 91 columns become its 80
-classes. A file that was pre-trained without classes loses its class head: fine-tune from it with
+detectors of Hugging Face transformers (their .safetensors too). Of what a training loop wrote
+(model, optimiser, arguments) the model alone is taken. COCO's 91 columns become its 80 classes. A
+file that was pre-trained without classes loses its class head: fine-tune from it with
 train.reinit=[class_head], or auto.
 """
 
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     if args.output.exists():
         raise ValueError(f"{args.output} exists already; remove it or choose another --output")
-    state = read_checkpoint(args.input)
+    state = read_checkpoint(args.input, with_arguments=True)
     try:
         found = from_published(state)
     except ValueError as error:

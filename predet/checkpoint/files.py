@@ -7,6 +7,7 @@ go to a temporary file in the same folder, are flushed to the disk, and take the
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import os
@@ -93,10 +94,15 @@ def remove_partial_files(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, *, with_arguments: bool = False) -> dict[str, Any]:
     """Read a checkpoint (`.safetensors`, or anything that `torch.save` wrote) onto the CPU.
 
     A safetensors file is returned as `{"model": tensors, "provenance": its metadata}`.
+
+    Args:
+        path: of the file.
+        with_arguments: also read files with the arguments of a training script, which are an
+            `argparse.Namespace` of plain data; for files of other projects.
 
     Raises:
         DamagedCheckpointError: a ValueError: truncated, altered, or not a checkpoint.
@@ -114,7 +120,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # pickle protocols; errors tell enough
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([argparse.Namespace] if with_arguments else []):
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" not in str(error) and not _is_pickle(path):
             raise DamagedCheckpointError(

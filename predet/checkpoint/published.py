@@ -28,9 +28,8 @@ _RAW_COLUMNS = 91
 
 # Of methods' own parts: a file that has them was pre-trained, and its class head knows no classes.
 _SIBLINGS = ("patch2query.", "feature_align.", "feature_embed.")
-# Second names of the same tensors, and counters of profilers.
-_LEFT_OUT = r"(^transformer\.decoder\.(bbox|class)_embed\.)|(total_(ops|params)$)"
-_LEFT_OUT_HF = r"^model\.decoder\.(bbox|class)_embed\."
+# Counters of profilers, and buffers of Swin that follow from its sizes.
+_LEFT_OUT = r"(total_(ops|params)|attn_mask|relative_position_index)$"
 
 
 class Published(NamedTuple):
@@ -54,7 +53,7 @@ def from_published(state: Mapping[str, Any]) -> Published:
         state: what `read_checkpoint` returned: a state dict, or one under "model".
 
     Raises:
-        ValueError: the names are of no layout known here.
+        ValueError: the names are of no layout known here, or none of them is of a head.
     """
     weights = state.get("model", state)
     tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
@@ -70,7 +69,8 @@ def from_published(state: Mapping[str, Any]) -> Published:
 
 def _from_authors(tensors: Mapping[str, Tensor]) -> Published:
     deformable = "transformer.level_embed" in tensors
-    left_out = {name for name in tensors if re.search(_LEFT_OUT, name)}
+    tensors, left_out = _heads_by_one_name(tensors, "transformer.decoder.")
+    left_out |= {name for name in tensors if re.search(_LEFT_OUT, name)}
     left_out |= {name for name in tensors if name.startswith(_SIBLINGS)}
     kept = {name: value for name, value in tensors.items() if name not in left_out}
     renamed = _rename(kept, [*_AUTHORS, *(_AUTHORS_DEFORMABLE if deformable else _AUTHORS_DETR)])
@@ -87,16 +87,34 @@ def _from_authors(tensors: Mapping[str, Tensor]) -> Published:
 
 def _from_hugging_face(tensors: Mapping[str, Tensor]) -> Published:
     deformable = "model.level_embed" in tensors
-    left_out = sorted(name for name in tensors if re.search(_LEFT_OUT_HF, name))
-    kept = {name: value for name, value in tensors.items() if name not in left_out}
+    kept, left_out = _heads_by_one_name(tensors, "model.decoder.")
     renamed = _merge_projections(_rename(kept, _HUGGING_FACE))
     embedding = renamed.pop("model.query_position_embeddings.weight", None)
     if embedding is not None:
         renamed["queries.query_embed.weight" if deformable else "query_embed.weight"] = embedding
     if deformable:
-        renamed = _merge_shared_heads(renamed)
+        renamed = _repeat_shared_class_head(_merge_shared_heads(renamed))
     layout = f"Hugging Face's {'Deformable ' * deformable}DETR"
-    return _finish(layout, renamed, left_out, drop_classes=False)
+    return _finish(layout, renamed, sorted(left_out), drop_classes=False)
+
+
+def _heads_by_one_name(
+    tensors: Mapping[str, Tensor], second: str
+) -> tuple[dict[str, Tensor], set[str]]:
+    """Heads without their second names, which begin with `second`, and those names that go.
+
+    transformers' `save_pretrained` writes one name of a tensor, which can be the second.
+    """
+    found, left_out = {}, set()
+    for name, tensor in tensors.items():
+        first = name.removeprefix(second)
+        if first == name or not first.startswith(("class_embed.", "bbox_embed.")):
+            found[name] = tensor
+        elif first in tensors:
+            left_out.add(name)
+        else:
+            found[first] = tensor
+    return found, left_out
 
 
 def _rename(tensors: Mapping[str, Tensor], rules: Sequence[Rename]) -> dict[str, Tensor]:
@@ -119,6 +137,23 @@ def _merge_shared_heads(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return merged | {re.sub(copies, r"\1.\3", name): tensors[name] for name in first.values()}
 
 
+def _repeat_shared_class_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A class head for each box head: transformers writes what layers share once."""
+    layers = _head_numbers(tensors, "box_head")
+    if len(layers) < 2 or _head_numbers(tensors, "class_head") != {0}:
+        return tensors
+    shared = [name for name in tensors if name.startswith("class_head.0.")]
+    return tensors | {
+        name.replace(".0.", f".{layer}.", 1): tensors[name] for layer in layers for name in shared
+    }
+
+
+def _head_numbers(tensors: Mapping[str, Tensor], kind: str) -> set[int]:
+    """Layers that have a head of their own."""
+    matches = (re.match(rf"{kind}\.(\d+)\.", name) for name in tensors)
+    return {int(match[1]) for match in matches if match}
+
+
 def _merge_projections(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Queries', keys' and values' projections of an attention, one above the other."""
     found = {}
@@ -139,6 +174,11 @@ def _finish(
     if drop_classes:
         weights = {name: value for name, value in weights.items() if name not in heads}
         return Published(layout, weights, None, (*left_out, *heads))
+    if not any(name.startswith(("class_head.", "box_head.")) for name in weights):
+        raise ValueError(
+            f"{layout}, but without heads: expected class_embed and bbox_embed, or "
+            "class_labels_classifier and bbox_predictor; save the detector, not its base model"
+        )
     columns = {len(weights[name]) for name in heads}
     softmax = "query_embed.weight" in weights  # DETR; it has "no object" as its last column
     if columns != {_RAW_COLUMNS + softmax}:
@@ -155,12 +195,17 @@ def _encoder_head(weights: Mapping[str, Tensor]) -> str:
     """Prefix of the encoder's class head; of nothing where there is none."""
     if "queries.pos_trans.weight" not in weights:
         return "no head"
-    numbers = [int(name.split(".")[1]) for name in weights if name.startswith("class_head.")]
-    return f"class_head.{max(numbers)}."
+    return f"class_head.{max(_head_numbers(weights, 'class_head'))}."
 
 
 _AUTHORS: list[Rename] = [
     (r"^backbone\.0\.body\.", "backbone."),
+    # Swin, as `predet.modeling.swin.to_own_names`, which this room may not import.
+    *(
+        (rf"^backbone\.layers\.{i}\.downsample", f"backbone.layers.{i + 1}.downsample")
+        for i in (2, 1, 0)
+    ),
+    *((rf"^backbone\.norm{i}\.", f"backbone.output_norms.stage{i + 2}.") for i in range(4)),
     (r"^class_embed", "class_head"),
     (r"^bbox_embed", "box_head"),
     (r"^transformer\.(encoder|decoder)\.norm\.", r"transformer.\1_norm."),

@@ -24,8 +24,8 @@ class TimmBackbone(nn.Module):
     Args:
         name: of the model in timm, with or without the tag of its weights.
         weights: None starts from random; "timm" downloads the weights of `name`; anything else is
-            the path of a state dict in timm's names, of which parts that are not built (the
-            classifier, stages after the last map) are left out.
+            the path of a state dict in timm's names or of a checkpoint of ours, of which parts
+            that are not built (the classifier, stages after the last map) are left out.
         out_indices: which of timm's maps are returned, ascending or counted from the end.
         freeze_at: the modules up to and with the map of index `freeze_at - 1` are not trained and
             keep their statistics; 0 = all are trained.
@@ -116,12 +116,14 @@ class TimmBackbone(nn.Module):
         found = {}
         for name in self.body.state_dict():
             packed = re.sub(r"^(\w+?)_(\d+)\.", r"\1.\2.", name)
-            source = next(
-                (n for n in (name, packed, name.removeprefix("model.")) if n in state), ""
-            )
+            names = (f"body.{name}", name, packed, name.removeprefix("model."))  # ours first
+            source = next((n for n in names if n in state), "")
             if source:
                 found[name] = state.pop(source)
-        load_whole(self.body, found, what=f"{weights} do not fit timm's '{self.name}'")
+        # Frozen norms and old files have none; they count batches for a momentum that is not used.
+        counters = {n for n in self.body.state_dict() if n.endswith("num_batches_tracked")}
+        what = f"{weights} do not fit timm's '{self.name}'"
+        load_whole(self.body, found, what=what, optional=counters)
         logger.info(
             "backbone: %d tensors from %s, not used: %s",
             len(found),

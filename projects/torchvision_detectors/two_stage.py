@@ -186,8 +186,9 @@ class MaskRCNN(FasterRCNN):
     """torchvision's Mask R-CNN. Without masks it trains boxes alone.
 
     Where the images of a batch have `gt_masks` beside their boxes (Detectron2's `BitMasks` in the
-    frame of the image), their loss is `loss_mask`. Where none has, the mask branch is left alone
-    and `loss_mask` is 0: predet's own data has no masks, and AlignDet pre-trains without them.
+    frame of the image), their loss is `loss_mask`. Where none has, `loss_mask` and the gradients of
+    the mask branch are 0. predet's own data has no masks, so that nothing but weight decay changes
+    the branch there; AlignDet, which pre-trains without masks, freezes it.
 
     Args:
         mask_threshold: detections have `pred_masks` where the probability is so high; None leaves

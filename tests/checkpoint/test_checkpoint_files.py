@@ -147,6 +147,34 @@ def test_harmless_objects_are_refused_by_name(tmp_path: Path, value, name: str) 
         read_checkpoint(tmp_path / "old.pth")
 
 
+@pytest.mark.parametrize("new_format", [True, False])
+def test_arguments_are_read_on_request_and_hide_nothing(tmp_path: Path, new_format: bool) -> None:
+    path, trace = tmp_path / "old.pth", tmp_path / "trace"
+
+    def save(args: argparse.Namespace) -> None:
+        state = {"model": {"x": torch.ones(2)}, "epoch": 3, "args": args}
+        torch.save(state, path, _use_new_zipfile_serialization=new_format)
+
+    save(argparse.Namespace(lr=1e-4, dataset="coco", betas=(0.9, 0.999), inner=None))
+    state = read_checkpoint(path, with_arguments=True)
+    assert torch.equal(state["model"]["x"], torch.ones(2))
+    assert state["args"] == argparse.Namespace(
+        lr=1e-4, dataset="coco", betas=(0.9, 0.999), inner=None
+    )
+    with pytest.raises(ValueError, match=r"the Python object 'argparse\.Namespace'"):
+        read_checkpoint(path)  # only this once
+    for value, name in [
+        (RunsCode(trace), r"\w+\.mkdir"),
+        (Path("x"), r"pathlib\."),
+        (np.float64(3), r"numpy\."),
+        (argparse.ArgumentParser, r"argparse\.ArgumentParser"),
+    ]:
+        save(argparse.Namespace(lr=1e-4, inner=argparse.Namespace(value=value)))
+        with pytest.raises(ValueError, match=rf"refused: it holds the Python object '{name}"):
+            read_checkpoint(path, with_arguments=True)
+    assert not trace.exists()
+
+
 def test_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     safetensors.torch.save_file({"w": torch.ones(3)}, path, metadata={"class_names": '["a", "b"]'})

@@ -75,6 +75,38 @@ def test_weights_of_a_wrapped_model_load(tmp_path) -> None:
     assert torch.equal(own["model.blocks.1.mlp.fc1.weight"], network.blocks[1].mlp.fc1.weight)
 
 
+@pytest.mark.parametrize("name", ["convnext_atto", "resnet10t"])
+@pytest.mark.parametrize("place", ["backbone.", "detector.backbone.", ""])
+def test_checkpoints_of_our_own_load(name, place, tmp_path) -> None:
+    source = make(name)
+    state = {f"{place}{n}": t for n, t in source.state_dict().items()}
+    if place:
+        state["head.weight"] = torch.zeros(3)
+    torch.save({"model": state, "step": 1}, tmp_path / "last.pth")
+    torch.manual_seed(1)
+    found = make(name, weights=str(tmp_path / "last.pth"))
+    for key, tensor in source.state_dict().items():
+        assert torch.equal(found.state_dict()[key], tensor), key
+
+
+def test_counters_of_batch_norm_may_be_missing(tmp_path) -> None:
+    """In old files, and in our own of frozen norms."""
+    state = timm.create_model("resnet10t").state_dict()
+    old = {n: t for n, t in state.items() if not n.endswith("num_batches_tracked")}
+    assert len(old) < len(state)
+    torch.save(old, tmp_path / "old.pth")
+    frozen = make("resnet10t", weights=str(tmp_path / "old.pth"), frozen_batch_norm=True)
+    torch.save({"model": frozen.state_dict()}, tmp_path / "ours.pth")
+    for file in ("old.pth", "ours.pth"):
+        found = make("resnet10t", weights=str(tmp_path / file)).body.state_dict()
+        for name in found.keys() & old.keys():
+            assert torch.equal(found[name], old[name]), name
+    del old["layer1.0.bn1.running_var"]
+    torch.save(old, tmp_path / "part.pth")
+    with pytest.raises(ValueError, match=r"1 tensors missing, such as layer1\.0\.bn1\.running_var"):
+        make("resnet10t", weights=str(tmp_path / "part.pth"))
+
+
 def test_weights_that_do_not_fit_are_named(tmp_path) -> None:
     state = timm.create_model("convnext_atto", **TINY_CONVNEXT).state_dict()
     del state["stages.1.blocks.0.mlp.fc1.weight"]

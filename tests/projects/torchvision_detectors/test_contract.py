@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from predet.checkpoint import load_detector
+from predet.engine.optim import parameter_groups
 from predet.modeling.backbone import ResNet
 from predet.projects.torchvision_detectors import FasterRCNN, RetinaNet
 
@@ -120,6 +121,23 @@ def test_mask_rcnn_without_masks_trains_boxes_and_says_so(parts, caplog):
     sum(losses.values()).backward()
     branch = model.network.roi_heads.mask_head
     assert all((p.grad == 0).all() for p in branch.parameters())
+
+
+@pytest.mark.parametrize("exempt", [(), ("mask_head", "mask_predictor")])
+def test_without_masks_only_weight_decay_changes_the_mask_branch(exempt, parts):
+    torch.manual_seed(0)
+    model = parts.build("mask_rcnn").train()
+    groups = parameter_groups(model=model, no_weight_decay=exempt)
+    optimizer = torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.1)
+    before = copy.deepcopy(model.state_dict())
+    for _ in range(2):
+        optimizer.zero_grad()
+        sum(model(parts.make_batch()).values()).backward()
+        optimizer.step()
+    for name, value in model.state_dict().items():
+        if "mask" in name:
+            left = before[name] if exempt else before[name] * (1 - 1e-2 * 0.1) ** 2
+            torch.testing.assert_close(value, left, rtol=0 if exempt else 1e-5, atol=0)
 
 
 def test_mask_rcnn_refuses_masks_of_some_images_or_of_another_size(parts):
