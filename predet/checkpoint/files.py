@@ -192,6 +192,11 @@ def _is_pickle(path: Path) -> bool:
 def _refusal(path: Path, message: str) -> str:
     found = re.search(r"GLOBAL ([\w.]+)", message)
     what = f"the Python object '{found.group(1)}'" if found else "pickled Python objects"
+    if found and found.group(1) == "argparse.Namespace":
+        return (
+            f"checkpoint {path} refused: it holds {what}, the arguments of another project's "
+            "training script: tools/convert_checkpoint.py takes the model out of such files."
+        )
     return (
         f"checkpoint {path} refused: it holds {what}, and loading that could run code of whoever "
         "made the file. predet reads tensors, numbers, text, dicts and lists only. If you trust "
