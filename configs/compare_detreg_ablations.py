@@ -14,7 +14,7 @@ that help. Backbone and encoder are those of image-domain pre-training on the sa
 from predet.d2 import LazyCall as L
 from predet.engine.comparison import Controls, Proposals, Training
 
-from .common.comparison import BF16, budgets_of, data
+from .common.comparison import BF16, budgets_of, choice, data
 
 comparison = dict(title="Ablations of DETReg", labels=[100], seeds=3, matters=1.0)
 updates = dict(backbone=150, pretrain=120, finetune=220)
@@ -23,13 +23,6 @@ _dataset, _boxes = "dataloader.train.dataset", "dataloader.train.mapper.boxes"
 _store = {"data.store": "stage:regions"}
 _none, _double = {"model.embedding_weight": 0.0}, {"model.embedding_weight": 2.0}
 _trained = {"model.freeze_backbone": False}
-
-
-def _choice(name: str) -> str:
-    """One of the training config's choices, not of this config: so the dollar sign is masked."""
-    return rf"\${{choices.{name}}}"
-
-
 VARIANTS = dict(
     detreg=_store,
     no_embedding={**_store, **_none},
@@ -41,12 +34,12 @@ VARIANTS = dict(
         **_store,
         **_trained,
         **_none,
-        _boxes: _choice("boxes.other_regions"),
+        _boxes: choice("boxes.other_regions"),
     },
-    random_k={**_store, f"{_boxes}.pick": _choice("pick.random_k")},
-    importance={**_store, f"{_boxes}.pick": _choice("pick.importance")},
-    random_patches={_boxes: _choice("boxes.random_patches")},
-    annotated={_dataset: _choice("dataset.annotated"), _boxes: _choice("boxes.of_dataset")},
+    random_k={**_store, f"{_boxes}.pick": choice("pick.random_k")},
+    importance={**_store, f"{_boxes}.pick": choice("pick.importance")},
+    random_patches={_boxes: choice("boxes.random_patches")},
+    annotated={_dataset: choice("dataset.annotated"), _boxes: choice("boxes.of_dataset")},
     random_encoder={
         **_store,
         "model.patch_encoder.backbone.weights": None,

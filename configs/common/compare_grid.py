@@ -18,7 +18,7 @@ A recipe imports `comparison`, `confident`, `controls` and `data`, and makes the
 from predet.d2 import LazyCall as L
 from predet.engine.comparison import Controls, PseudoLabels, Training
 
-from .comparison import BF16, budgets_of, placed
+from .comparison import BF16, budgets_of, choice, placed
 
 COUNTS = (30, 60, 100)  # boxes of the teacher, the paper's; other sources have the first
 
@@ -32,8 +32,7 @@ BOXES, DATASET = "dataloader.train.mapper.boxes", "dataloader.train.dataset"
 TARGET = "model.semantic_target._target_"
 KEEP_CLASSES = "predet.pretext.semantic_targets.KeepClasses"
 OBJECTNESS = "predet.pretext.semantic_targets.Objectness"
-# Names of the training config, not of this one: so the dollar sign is masked.
-TRUTH = {DATASET: r"\${choices.dataset.annotated}", BOXES: r"\${choices.boxes.of_dataset}"}
+TRUTH = {DATASET: choice("dataset.annotated"), BOXES: choice("boxes.of_dataset")}
 FIRST = {"data.boxes.num": COUNTS[0]}
 
 
@@ -84,11 +83,11 @@ def grid(
             "Selective Search, embedding of a random encoder",
         ),
         edge_objects=(
-            pretraining(pretrain, **FIRST, **{BOXES: r"\${choices.boxes.edge_boxes}"}),
+            pretraining(pretrain, **FIRST, **{BOXES: choice("boxes.edge_boxes")}),
             "EdgeBoxes, objects",
         ),
         random_objects=(
-            pretraining(pretrain, **FIRST, **{BOXES: r"\${choices.boxes.random_patches}"}),
+            pretraining(pretrain, **FIRST, **{BOXES: choice("boxes.random_patches")}),
             "random boxes, objects",
         ),
         truth_objects=(pretraining(pretrain, **TRUTH), "true boxes, objects"),

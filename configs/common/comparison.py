@@ -37,6 +37,11 @@ def placed(keys: dict | None) -> tuple[dict, dict]:
     )
 
 
+def choice(name: str) -> str:
+    """One of a training config's `choices`, not of the comparison: so the dollar sign is masked."""
+    return rf"\${{choices.{name}}}"
+
+
 def budgets_of(small: dict[str, int], gpu: dict[str, int]) -> dict[str, dict[str, int]]:
     """Three budgets from the lengths of `updates` in two; a CPU's are the recipe's own."""
 
